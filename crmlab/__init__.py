@@ -1,0 +1,1 @@
+"""crmlab: whom to address, when, with which offer, by which channel, and whether it paid."""

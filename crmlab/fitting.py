@@ -1,0 +1,300 @@
+"""Fit BG/NBD and Gamma-Gamma to a summary, and forecast each customer."""
+
+from __future__ import annotations
+
+import datetime as dt
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from crmlab import results, tables
+
+if TYPE_CHECKING:
+    import ibis.expr.types as ir
+    import pandas as pd
+
+    from crmlab.models import Array
+
+MODELS = {"bgnbd": "BG/NBD"}
+# Fewer repeat customers than this leave four parameters to chance.
+MIN_REPEAT_CUSTOMERS = 30
+
+
+@dataclass(frozen=True)
+class Spend:
+    """Gamma-Gamma: how the mean value of a purchase differs between customers.
+
+    `p`, `q` and `v` as in Fader and Hardie (2013), note 025, in shop currency;
+    `customers` counts the repeat customers it was fitted on.
+    """
+
+    p: float
+    q: float
+    v: float
+    customers: int
+
+    @property
+    def population_mean(self) -> float:
+        """Mean value of a purchase of a customer of whom nothing is known; infinite if q <= 1."""
+        return self.p * self.v / (self.q - 1) if self.q > 1 else float("inf")
+
+
+@dataclass(frozen=True, eq=False)
+class ClvModel:
+    """A fitted model of purchases, and of spend.
+
+    Parameters and log-likelihood are in units of `days_per_unit` days; horizons are always days.
+    """
+
+    model: str
+    parameters: dict[str, float]
+    log_likelihood: float
+    covariance: pd.DataFrame
+    spend: Spend
+    days_per_unit: float
+    as_of: dt.date
+    customers: int
+
+    def predict(
+        self,
+        summary: ir.Table,
+        *,
+        horizon_days: int = 365,
+        annual_discount_rate: float = 0.1,
+        margin: float,
+    ) -> ir.Table:
+        """Forecast every customer of a summary.
+
+        Parameters
+        ----------
+        summary : ibis table as `customers.summary` gives it
+        horizon_days : int, how far to look ahead
+        annual_discount_rate : float, a share of 1; discounting is continuous
+        margin : float, the share of sales that is profit
+
+        Returns
+        -------
+        ibis table, one row per customer: customer_id; p_alive, the chance of not having dropped
+        out (1 for every one-time buyer under BG/NBD, so no one should be ranked by it);
+        p_purchase, the chance of at least one purchase in the horizon; expected_purchases;
+        expected_value, sales in shop currency; clv, profit discounted to today.
+
+        Raises
+        ------
+        UsageError if horizon, rate or margin is out of range
+
+        Notes
+        -----
+        Fader, Hardie and Lee (2005), Marketing Science 24, equation 10; value of a purchase:
+        Fader and Hardie (2013), note 025, equation 5.
+        """
+        _check_range("horizon_days", horizon_days, 1, 20 * 366)
+        _check_range("annual_discount_rate", annual_discount_rate, 0, 10)
+        _check_range("margin", margin, 0, 1)
+        import ibis
+        import numpy as np
+
+        from crmlab import models
+
+        keys = ["frequency", "recency", "T"]
+        unique = summary.select(*keys).distinct().to_pandas()
+        x, t_x, T = (unique[key].to_numpy(float) for key in keys)
+        t_x, T, t = t_x / self.days_per_unit, T / self.days_per_unit, self.units(horizon_days)
+        alive = models.p_alive(self.parameters, x, t_x, T)
+        purchases = models.conditional_purchases(self.parameters, x, t_x, T, t)
+        # Integrating by parts: the discounted purchases from E[Y(t)] alone, by Gauss-Legendre.
+        rate = np.log1p(annual_discount_rate) * self.days_per_unit / 365
+        nodes, weights = np.polynomial.legendre.leggauss(12)
+        discounted = np.exp(-rate * t) * purchases
+        for at, weight in zip((nodes + 1) * t / 2, weights * t / 2, strict=True):
+            value = models.conditional_purchases(self.parameters, x, t_x, T, at)
+            discounted += rate * weight * np.exp(-rate * at) * value
+        forecast = ibis.memtable(
+            unique.assign(
+                p_alive=alive,
+                p_purchase=models.p_purchase(self.parameters, x, t_x, T, t),
+                expected_purchases=purchases,
+                discounted_purchases=discounted,
+            )
+        )
+        rows = summary.inner_join(forecast, keys)
+        value = self._value_of_a_purchase(rows)
+        return rows.select(
+            "customer_id",
+            "p_alive",
+            "p_purchase",
+            "expected_purchases",
+            expected_value=rows.expected_purchases * value,
+            clv=rows.discounted_purchases * value * margin,
+        )
+
+    def units(self, days: Any) -> Any:
+        """Return a number of days, or an array of them, in the parameters' unit."""
+        return days / self.days_per_unit
+
+    def _value_of_a_purchase(self, rows: ir.Table) -> ir.Value:
+        """Return E[M | frequency, monetary value]; who never came back counts as average."""
+        spend, x = self.spend, rows.frequency.cast("float64")
+        known = spend.p * (spend.v + x * rows.monetary_value.fill_null(0.0))
+        usable = (rows.frequency > 0) & (rows.monetary_value > 0)
+        return usable.ifelse(known / (spend.p * x + spend.q - 1), spend.population_mean)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the parameters: one row each, with estimate and standard error."""
+        import numpy as np
+        import pandas as pd
+
+        errors = dict(
+            zip(self.parameters, np.sqrt(np.diag(self.covariance.to_numpy())), strict=True)
+        )
+        rows = [(MODELS[self.model], k, v, errors[k]) for k, v in self.parameters.items()]
+        spend = {"p": self.spend.p, "q": self.spend.q, "v": self.spend.v}
+        rows += [("Gamma-Gamma", name, value, float("nan")) for name, value in spend.items()]
+        return pd.DataFrame(rows, columns=["model", "parameter", "estimate", "standard_error"])
+
+    def _repr_html_(self) -> str:
+        numbers = results.Numbers()
+        return results.html_table(
+            self.to_frame(),
+            title=f"{MODELS[self.model]} on {numbers.number(self.customers)} customers as of "
+            f"{numbers.day(self.as_of)}, log-likelihood {numbers.number(self.log_likelihood, 3)}, "
+            f"unit {self.days_per_unit:g} days",
+            formats=dict.fromkeys(
+                ("estimate", "standard_error"), lambda value: numbers.number(value, 4)
+            ),
+            headings={"standard_error": "standard error"},
+        )
+
+
+def fit(summary: ir.Table, *, model: str = "bgnbd", days_per_unit: float = 7) -> ClvModel:
+    """Fit a model of purchases, and Gamma-Gamma for their value, by maximum likelihood.
+
+    Parameters
+    ----------
+    summary : ibis table as `customers.summary` gives it
+    model : "bgnbd" (Fader, Hardie and Lee 2005, Marketing Science 24)
+    days_per_unit : float, days in the parameters' unit of time; 7 as in the literature
+
+    Raises
+    ------
+    UsageError for a model that does not exist; DataError if fewer than 30 customers came back, or
+    no maximum is found
+    """
+    from crmlab import models
+
+    if model not in MODELS:
+        raise tables.UsageError(f"There is no model {model!r}; choose one of {list(MODELS)}.")
+    keys = ["frequency", "recency", "T"]
+    rows = summary.group_by(keys).aggregate(customers=summary.count()).order_by(keys).to_pandas()
+    weights = rows["customers"].to_numpy(float)
+    repeaters = int(weights[rows["frequency"].to_numpy() > 0].sum())
+    if repeaters < MIN_REPEAT_CUSTOMERS:
+        raise tables.DataError(
+            f"Only {repeaters} of {int(weights.sum())} customers came back for a second purchase; "
+            f"a lifetime value needs at least {MIN_REPEAT_CUSTOMERS}. Take a longer log or a later "
+            "as_of."
+        )
+    x, t_x, T = (rows[key].to_numpy(float) for key in keys)
+    t_x, T = t_x / days_per_unit, T / days_per_unit
+    with _lifetimes(f"{MODELS[model]} on {int(weights.sum())} customers") as lifetimes:
+        fitter = lifetimes.BetaGeoFitter().fit(x, t_x, T, weights=weights)
+    parameters = {name: float(fitter.params_[name]) for name in ("r", "alpha", "a", "b")}
+    newest = summary.order_by(summary["T"], summary.customer_id).limit(1).to_pandas().iloc[0]
+    return ClvModel(
+        model=model,
+        parameters=parameters,
+        log_likelihood=float(weights @ models.log_likelihood(parameters, x, t_x, T)),
+        covariance=_covariance(parameters, x, t_x, T, weights),
+        spend=_fit_spend(summary),
+        days_per_unit=days_per_unit,
+        as_of=tables.day(newest["first_purchase"]) + dt.timedelta(days=int(newest["T"])),
+        customers=int(weights.sum()),
+    )
+
+
+def _fit_spend(summary: ir.Table) -> Spend:
+    repeat = summary.filter(summary.frequency > 0, summary.monetary_value > 0)
+    keys = ["frequency", "monetary_value"]
+    rows = repeat.group_by(keys).aggregate(customers=repeat.count()).order_by(keys).to_pandas()
+    counts = rows["customers"].to_numpy(float)
+    if counts.sum() < MIN_REPEAT_CUSTOMERS:
+        raise tables.DataError(
+            f"Only {int(counts.sum())} customers came back and spent more than nothing; the value "
+            f"of a purchase needs at least {MIN_REPEAT_CUSTOMERS} of them."
+        )
+    with _lifetimes(f"Gamma-Gamma on {int(counts.sum())} repeat customers") as lifetimes:
+        fitter = lifetimes.GammaGammaFitter().fit(
+            rows["frequency"].to_numpy(float),
+            rows["monetary_value"].to_numpy(float),
+            weights=counts,
+        )
+    p, q, v = (float(fitter.params_[name]) for name in ("p", "q", "v"))
+    if q <= 1:
+        raise tables.DataError(
+            f"Gamma-Gamma finds q = {q:.2f}: at q <= 1 the mean value of a purchase is infinite. "
+            "Look for a few enormous amounts, or amounts in two currencies."
+        )
+    return Spend(p, q, v, int(counts.sum()))
+
+
+@contextmanager
+def _lifetimes(what: str) -> Iterator[Any]:
+    """Give lifetimes' fitters, undo what importing them changes, and explain a failed fit."""
+    import pandas as pd
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = pd.get_option("mode.chained_assignment")
+        import lifetimes
+        from lifetimes.utils import ConvergenceError
+
+        pd.set_option("mode.chained_assignment", before)
+        try:
+            yield lifetimes
+        except ConvergenceError as error:
+            raise tables.DataError(
+                f"{what}: the likelihood has no maximum. Check in this order: 1. does the log "
+                "show any dropout (customers who once bought often and then stopped)? 2. are "
+                "there a few customers with extreme counts or amounts, such as a till's own "
+                "account? 3. is the log long against the time between purchases?"
+            ) from error
+
+
+def _covariance(
+    parameters: dict[str, float], x: Array, t_x: Array, T: Array, weights: Array
+) -> pd.DataFrame:
+    """Return the inverse of the observed information: central differences in the logarithms."""
+    import numpy as np
+    import pandas as pd
+
+    from crmlab import models
+
+    names = list(parameters)
+    at = np.log([parameters[name] for name in names])
+    steps = 1e-3 * np.eye(len(names))
+
+    def total(logarithms: Array) -> float:
+        values = dict(zip(names, np.exp(logarithms), strict=True))
+        return float(weights @ models.log_likelihood(values, x, t_x, T))
+
+    hessian = np.array(
+        [
+            [
+                (total(at + i + j) - total(at + i - j) - total(at - i + j) + total(at - i - j))
+                / 4e-6
+                for j in steps
+            ]
+            for i in steps
+        ]
+    )
+    # At the maximum the gradient is zero, so the change of variables is the plain Jacobian.
+    scale = np.exp(at)
+    covariance = np.linalg.inv(-hessian) * np.outer(scale, scale)
+    return pd.DataFrame(covariance, index=names, columns=names)
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise tables.UsageError(f"{name} is {value}; it must lie between {low} and {high}.")

@@ -1,0 +1,166 @@
+"""What runs: reports.toml, and the parameters that a notebook declares."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crmlab.tables import UsageError, did_you_mean
+
+# What the runner sets itself; a report's own parameters are all others.
+SET_BY_THE_RUN = ("shop_name", "as_of")
+
+
+@dataclass(frozen=True)
+class Report:
+    """One `[[report]]` of reports.toml; `schedule` is empty for a report run by hand."""
+
+    id: str
+    notebook: str
+    shop: str
+    schedule: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    timeout_minutes: float = 20
+
+
+def load(home: Path) -> dict[str, Report]:
+    """Read reports/reports.toml; the reports by id."""
+    path = home / "reports" / "reports.toml"
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}.") from error
+    known = Report.__dataclass_fields__
+    reports: dict[str, Report] = {}
+    for number, entry in enumerate(given.get("report", []), start=1):
+        for key in entry:
+            if key not in known:
+                raise UsageError(
+                    f"{path}: [[report]] number {number} has no setting '{key}'; it knows "
+                    f"{', '.join(known)}.{did_you_mean(key, known)}"
+                )
+        if missing := [key for key in ("id", "notebook", "shop") if not entry.get(key)]:
+            raise UsageError(f"{path}: [[report]] number {number} needs {', '.join(missing)}.")
+        for key in ("id", "notebook", "shop"):
+            if not re.fullmatch(r"\w[\w-]*", entry[key]):
+                raise UsageError(
+                    f"{path}: {key} = {entry[key]!r} is no plain name: letters, digits, - and _."
+                )
+        if entry["id"] in reports:
+            raise UsageError(f"{path}: two reports have the id '{entry['id']}'.")
+        reports[entry["id"]] = Report(**entry)
+    return reports
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a notebook: its type and default, and the comment beside it as help."""
+
+    name: str
+    type: type
+    default: str | int | float | bool
+    help: str
+
+
+def schema(notebook: Path) -> dict[str, Parameter]:
+    """Read the parameters that a notebook's cell tagged `parameters` declares.
+
+    Every line of it is `name: type = default  # help` with type str, int, float or bool.
+    """
+    import nbformat
+
+    if not notebook.is_file():
+        names = [path.stem for path in sorted(notebook.parent.glob("*.ipynb"))]
+        raise UsageError(
+            f"There is no notebook '{notebook.stem}'; {notebook.parent} has "
+            f"{', '.join(names) or 'none'}.{did_you_mean(notebook.stem, names)}"
+        )
+    cells = nbformat.read(notebook, as_version=4).cells
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise UsageError(f"{notebook} needs one cell tagged `parameters`; it has {len(tagged)}.")
+    source = tagged[0].source
+    lines = source.splitlines()
+    found: dict[str, Parameter] = {}
+    for statement in ast.parse(source).body:
+        match statement:
+            case ast.AnnAssign(
+                target=ast.Name(id=name),
+                annotation=ast.Name(id="str" | "int" | "float" | "bool" as kind),
+                value=ast.expr() as value,
+            ):
+                _, _, comment = lines[statement.lineno - 1].partition("  #")
+                types = {"str": str, "int": int, "float": float, "bool": bool}
+                default = ast.literal_eval(value)
+                found[name] = Parameter(name, types[kind], default, comment.strip())
+            case _:
+                raise UsageError(
+                    f"{notebook}, line {statement.lineno} of the parameters cell: "
+                    f"{lines[statement.lineno - 1]!r} is not `name: type = default`."
+                )
+    return found
+
+
+def validate(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `given`, each value checked against the notebook's schema.
+
+    A text is read as the parameter's type, so that `--set horizon_days=90` is a number and 007
+    stays text where the parameter is one. Raises `UsageError` otherwise.
+    """
+    known = schema(notebook)
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in known:
+            raise UsageError(
+                f"Notebook '{notebook.stem}' has no parameter '{name}'; it has "
+                f"{', '.join(known)}.{did_you_mean(name, known)}"
+            )
+        values[name] = _as_type(known[name], value)
+    return values
+
+
+def _as_type(parameter: Parameter, value: Any) -> Any:
+    wanted = parameter.type
+    readings: dict[type, Any] = {
+        bool: {"true": True, "false": False}.get,
+        int: lambda text: int(text) if re.fullmatch(r"[+-]?\d+", text) else None,
+        float: lambda text: float(text) if re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", text) else None,
+        str: str,
+    }
+    if isinstance(value, str):
+        try:
+            read = readings[wanted](value)
+        except ValueError:
+            read = None
+    elif wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        read = float(value)
+    else:
+        read = value if type(value) is wanted else None
+    if read is None:
+        raise UsageError(
+            f"Parameter '{parameter.name}' is {value!r}; it must be {_IN_WORDS[wanted]}, such as "
+            f"{parameter.default!r} ({parameter.help})."
+        )
+    return read
+
+
+_IN_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def slug(parameters: Mapping[str, Any]) -> str:
+    """Name the folder of a page: the sanitised parameters and 8 hex digits of their hash.
+
+    >>> slug({"horizon_days": 90})
+    'horizon_days-90-8ff2c6bb'
+    """
+    own = {name: parameters[name] for name in sorted(parameters) if name not in SET_BY_THE_RUN}
+    digest = hashlib.sha256(json.dumps(own).encode()).hexdigest()[:8]
+    words = "-".join(f"{name}-{value}" for name, value in own.items()) or "standard"
+    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', words)[:60].strip('.')}-{digest}"

@@ -1,0 +1,145 @@
+"""An executed notebook becomes one HTML page that stands alone, checked before it is shown."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crmlab import results
+
+TEMPLATES = Path(__file__).parent.parent / "templates"
+LARGEST_PAGE = 5_000_000
+
+
+class PageError(Exception):
+    """The page must not be published; the message says why."""
+
+
+@dataclass
+class Section:
+    """One part of the page: what stands under a second-level heading of the notebook."""
+
+    title: str
+    anchor: str
+    blocks: list[dict[str, str]] = field(default_factory=list)
+    code: list[str] = field(default_factory=list)
+
+
+def sections(notebook: Any) -> tuple[str, list[Section], dict[str, Any]]:
+    """Split an executed notebook into its title, its sections and what it published.
+
+    Text before the first `## heading` belongs to a section without a title.
+    """
+    title, parts, published = "", [Section("", "top")], {}
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            for piece in re.split(r"(?m)^(?=#{1,2} )", cell.source):
+                heading = re.match(r"(#{1,2}) (.*)\n?", piece)
+                if heading and heading[1] == "#":
+                    title = heading[2].strip()
+                elif heading:
+                    parts.append(Section(heading[2].strip(), f"section-{len(parts)}"))
+                text = piece[heading.end() :] if heading else piece
+                if text.strip():
+                    parts[-1].blocks.append({"kind": "markdown", "text": text})
+        elif cell.cell_type == "code":
+            parts[-1].code.append(cell.source)
+            for output in cell.outputs:
+                block = _block(output)
+                if output.get("data", {}).get(results.MIME_TYPE):
+                    published = output["data"][results.MIME_TYPE]
+                elif block:
+                    parts[-1].blocks.append(block)
+    if not title:
+        raise PageError("The notebook has no title: its first text cell must begin with '# '.")
+    if not published:
+        raise PageError("The notebook published nothing: it must end with results.publish(...).")
+    return title, parts, published
+
+
+def _block(output: Any) -> dict[str, str] | None:
+    """Return the richest form of an output that works without a network."""
+    data, notes = output.get("data", {}), output.get("metadata", {})
+    for kind in ("image/svg+xml", "text/html", "image/png", "text/plain"):
+        if kind in data:
+            text = "".join(data[kind])
+            return {"kind": kind, "text": text, "alt": notes.get(kind, {}).get("alt", "")}
+    return None
+
+
+def export(notebook: Any, context: dict[str, Any]) -> str:
+    """Return the page of an executed notebook as HTML.
+
+    `context` is what the template shows beside the notebook: see templates/report/index.html.j2.
+    """
+    from nbconvert import HTMLExporter
+
+    title, parts, _ = sections(notebook)
+    exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(TEMPLATES)])
+    page = {**context, "title": title, "sections": parts}
+    html, _ = exporter.from_notebook_node(notebook, resources={"page": page})
+    return str(html)
+
+
+def render(template: str, **context: Any) -> str:
+    """Fill one of the templates that is no notebook; everything in it is escaped."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template(template).render(**context)
+
+
+def check(html: str) -> None:
+    """Raise `PageError` unless the page can stand alone and be read aloud.
+
+    No request to anywhere, no script, an alternative text on every picture, one first-level
+    heading and no level left out, and a size that a phone can take.
+    """
+    from bs4 import BeautifulSoup
+
+    soup = BeautifulSoup(html, "html.parser")
+    problems = []
+    if len(html.encode()) > LARGEST_PAGE:
+        problems.append(f"it has {len(html.encode()):,} bytes, more than {LARGEST_PAGE:,}")
+    for tag in soup.find_all(True):
+        for name in ("src", "href", "xlink:href", "data", "srcset", "poster", "action"):
+            value = str(tag.get(name) or "").strip()
+            harmless = tag.name == "a" or value.startswith(("#", "data:image/"))
+            if value and not harmless:
+                problems.append(f"<{tag.name} {name}='{value[:60]}'> asks for something outside it")
+        if any(attribute.lower().startswith("on") for attribute in tag.attrs):
+            problems.append(f"<{tag.name}> runs code on an event")
+    if soup.find(["script", "iframe", "object", "embed"]):
+        problems.append("it holds a script or a frame")
+    styles = " ".join([tag.get_text() for tag in soup.find_all("style")])
+    styles += " ".join(str(tag["style"]) for tag in soup.find_all(style=True))
+    if re.search(r"@import|url\(\s*['\"]?(?!#|data:image/)", styles):
+        problems.append("a style asks for something outside the page")
+    for tag in soup.find_all(["img", "svg"]):
+        inside = tag.find_parent(attrs={"role": "img"}) or tag
+        text = str(inside.get("alt") or inside.get("aria-label") or "").strip()
+        if not text or text.lower().startswith("no description has been provided"):
+            problems.append("a picture has no alternative text")
+    levels = [int(tag.name[1]) for tag in soup.find_all(re.compile("^h[1-6]$"))]
+    if levels.count(1) != 1 or any(b > a + 1 for a, b in zip(levels, levels[1:], strict=False)):
+        problems.append(f"its headings have the levels {levels}")
+    if problems:
+        raise PageError("The page was not published: " + "; ".join(dict.fromkeys(problems)) + ".")
+
+
+def write(path: Path, text: str, mode: int) -> None:
+    """Write a file whole or not at all, readable by whom `mode` says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.chmod(mode)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)

@@ -1,0 +1,304 @@
+"""One run of a report: validate, run the notebook, check the page, publish it, show it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from crmlab import sources, tables
+from crmlab.reports import config, index, page
+from crmlab.reports.config import Report
+from crmlab.results import Numbers, html_table
+
+STEPS = {
+    "open": "opening the shop's data",
+    "notebook": "running the notebook",
+    "page": "making the page",
+    "publish": "publishing the page",
+}
+SHOWN_PACKAGES = ("crmlab", "lifetimes", "ibis-framework", "duckdb", "papermill")
+
+
+class RunError(Exception):
+    """A run failed for a reason other than its data; the message says at which step and why."""
+
+
+class BusyError(Exception):
+    """The same report is being run by another process."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One finished run: the page that managers see, and the private folder of the run."""
+
+    report: str
+    page: Path
+    folder: Path
+    seconds: float
+
+
+def run(
+    home: Path,
+    report: Report,
+    *,
+    shop: str | None = None,
+    as_of: str | None = None,
+    slot: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> RunResult:
+    """Run a report and publish its page; whatever fails, the page that was there stays.
+
+    Parameters
+    ----------
+    home : folder with notebooks/, data/ and reports/
+    shop, as_of : in place of the report's own; `as_of` falls back to its parameter, else to the
+        earlier of the slot's previous day and the log's last complete day
+    slot : the time that the run is for, ISO; now by default
+    parameters : in place of the report's own values
+
+    Raises
+    ------
+    UsageError before anything runs; DataError, RunError once the failure is recorded; BusyError
+    """
+    notebook = home / "notebooks" / f"{report.notebook}.ipynb"
+    values = config.validate(notebook, {**report.parameters, **(parameters or {})})
+    if as_of:
+        values["as_of"] = as_of
+    if values.get("as_of"):
+        values["as_of"] = tables.day(values["as_of"]).isoformat()
+    at = _slot(slot)
+    settings = sources.open_shop(shop or report.shop).settings
+    started, clock = dt.datetime.now(dt.UTC), time.monotonic()
+    key = f"{settings.id}/{report.id}/{config.slug(values)}"
+    folder = home / "reports" / "private" / settings.id / report.id
+    folder /= f"{at:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    manifest: dict[str, Any] = {
+        "state": "failed",
+        "report": report.id,
+        "notebook": report.notebook,
+        "shop": settings.id,
+        "shop_name": settings.name,
+        "key": key,
+        "slot": at.isoformat(),
+        "started": started.isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in SHOWN_PACKAGES},
+    }
+    with _only_one(home, key):
+        folder.mkdir(parents=True, mode=0o700)
+        step = ["open"]
+        try:
+            shown = _make(home, report, notebook, values, at, folder, manifest, step, progress)
+            manifest |= {"state": "published", "page": shown.relative_to(_site(home)).as_posix()}
+        except (tables.DataError, tables.UsageError) as error:
+            manifest["failure"] = str(error)
+            raise
+        except Exception as error:
+            message = str(error).strip().splitlines() or [type(error).__name__]
+            manifest["failure"] = f"{STEPS[step[0]]} failed: {message[0]}"
+            raise RunError(f"Report '{report.id}': {manifest['failure']}") from error
+        finally:
+            manifest["seconds"] = round(time.monotonic() - clock, 1)
+            manifest["step"] = step[0]
+            page.write(folder / "manifest.json", json.dumps(manifest, indent=1, default=str), 0o600)
+            index.write(home)
+    return RunResult(report.id, shown, folder, manifest["seconds"])
+
+
+def _make(
+    home: Path,
+    report: Report,
+    notebook: Path,
+    values: dict[str, Any],
+    at: dt.datetime,
+    folder: Path,
+    manifest: dict[str, Any],
+    step: list[str],
+    progress: bool,
+) -> Path:
+    """Go the steps from the data to the published page; `step` says where it stands."""
+    shop = sources.open_shop(manifest["shop"])
+    last = shop.last_complete_day()
+    if not values.get("as_of"):
+        values["as_of"] = min(last, at.date() - dt.timedelta(days=1)).isoformat()
+    defaults = {name: p.default for name, p in config.schema(notebook).items()}
+    manifest |= {
+        "parameters": {**defaults, **values, "shop_name": shop.id},
+        "as_of": values["as_of"],
+        "set": {k: v for k, v in values.items() if k not in config.SET_BY_THE_RUN},
+        "last_day": last.isoformat(),
+        "as_of_is_fixed": bool(report.parameters.get("as_of")),
+        "fingerprint": shop.fingerprint(),
+    }
+    shop.write_set_aside(home / "reports" / "private" / shop.id / "set_aside")
+    step[0] = "notebook"
+    executed = _execute(notebook, {**values, "shop_name": shop.id}, folder, report, home, progress)
+    step[0] = "page"
+    title, _, published = page.sections(executed)
+    before = index.previous(home, manifest["key"], values["as_of"])
+    manifest |= {"title": title, **{key: published[key] for key in ("summary", "kpis", "left_out")}}
+    html = page.export(executed, _context(shop, manifest, before))
+    page.check(html)
+    step[0] = "publish"
+    target = _site(home) / str(manifest["key"])
+    dated = target / f"{at:%Y%m%dT%H%M%S}.html"
+    page.write(dated, html, 0o644)
+    page.write(target / "index.html", html, 0o644)
+    return dated
+
+
+def _execute(
+    notebook: Path,
+    values: dict[str, Any],
+    folder: Path,
+    report: Report,
+    home: Path,
+    progress: bool,
+) -> Any:
+    """Run the notebook in a kernel of its own, in the run's private folder."""
+    import nbformat
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    output = folder / "notebook.ipynb"
+    surroundings = {
+        "CRMLAB_HOME": str(home),
+        "CRMLAB_RUN_DIR": str(folder),
+        "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, not the user's own
+    }
+    bar = {"desc": report.id, "bar_format": "{desc} {bar:30} {n_fmt}/{total_fmt} cells"}
+    with _environment(surroundings):
+        try:
+            papermill.execute_notebook(
+                notebook,
+                output,
+                parameters=values,
+                kernel_name="python3",
+                cwd=folder,
+                progress_bar=bar if progress else False,
+                execution_timeout=int(report.timeout_minutes * 60),
+                # Sockets in the file system: nobody else on the machine can listen in.
+                config=Config({"KernelManager": {"transport": "ipc"}}),
+            )
+        except PapermillExecutionError as error:
+            (folder / "traceback.log").write_text("\n".join(error.traceback), encoding="utf-8")
+            if error.ename == "DataError":
+                raise tables.DataError(error.evalue) from None
+            if error.ename == "UsageError":
+                raise tables.UsageError(error.evalue) from None
+            raise RunError(f"{error.ename}: {error.evalue}") from None
+    return nbformat.read(output, as_version=4)
+
+
+def _context(
+    shop: sources.Shop, manifest: dict[str, Any], before: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return what the page shows beside the notebook."""
+    import pandas as pd
+
+    numbers, policy = shop.numbers, shop.policy
+    as_of, last = tables.day(manifest["as_of"]), tables.day(manifest["last_day"])
+    started = dt.datetime.fromisoformat(manifest["started"])
+    age = (started.date() - as_of).days
+    notices = []
+    if age > policy.stale_after_days and not manifest["as_of_is_fixed"]:
+        notices.append(
+            f"This page shows the state of {numbers.day(as_of)}, {numbers.number(age)} days before "
+            f"it was made: the purchases end on {numbers.day(last)}."
+        )
+    log = shop.check("transactions")
+    left_out = pd.DataFrame(manifest["left_out"], columns=["what", "rows", "money"])
+    own = {k: v for k, v in manifest["parameters"].items() if k not in config.SET_BY_THE_RUN}
+    return {
+        "css": (page.TEMPLATES / "house.css").read_text(encoding="utf-8"),
+        "language": numbers.locale.split("_")[0],
+        "shop": manifest["shop_name"],
+        "as_of": numbers.day(as_of),
+        "index": "../../../index.html",
+        "summary": manifest["summary"],
+        "notices": notices,
+        "tiles": [_tile(kpi, before, numbers) for kpi in manifest["kpis"]],
+        "facts": [
+            ("Purchases from", f"{numbers.day(log.first or as_of)} to {numbers.day(last)}"),
+            ("Seen as of the end of", numbers.day(as_of)),
+            *((name.replace("_", " "), str(value) or "not set") for name, value in own.items()),
+            ("fewest customers behind a figure", str(policy.privacy_k)),
+            ("run", f"{started:%Y-%m-%d %H:%M} UTC"),
+            ("data fingerprint", manifest["fingerprint"]),
+            ("versions", ", ".join(f"{name} {v}" for name, v in manifest["versions"].items())),
+        ],
+        "left_out": html_table(
+            left_out,
+            title="What was read, used and left out",
+            formats={"rows": numbers.number, "money": numbers.money},
+            headings={"what": "transactions", "money": f"amount, {numbers.currency}"},
+        ),
+    }
+
+
+def _tile(kpi: dict[str, Any], before: dict[str, Any] | None, numbers: Numbers) -> dict[str, str]:
+    """Add to a KPI its change against the previous page of another date."""
+    earlier = {k["label"]: k["value"] for k in (before or {}).get("kpis", [])}.get(kpi["label"])
+    if before is None or earlier is None or kpi["value"] is None:
+        return {**kpi, "change": "", "direction": ""}
+    day = numbers.day(tables.day(before["as_of"]))
+    points = kpi["kind"] in ("share", "signed_share")
+    change = kpi["value"] - earlier if points else kpi["value"] / earlier - 1 if earlier else 0
+    said = numbers.percent(change, signed=True) + (" points" if points else "")
+    direction = "" if not kpi["better"] or change == 0 else "up" if change > 0 else "down"
+    if kpi["better"] == "down" and direction:
+        direction = "down" if direction == "up" else "up"
+    arrow = "▲ " if change > 0 else "▼ " if change < 0 else ""
+    return {**kpi, "change": f"{arrow}{said} since {day}", "direction": direction}
+
+
+def _slot(text: str | None) -> dt.datetime:
+    if text is None:
+        return dt.datetime.now().replace(microsecond=0)
+    try:
+        return dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise tables.UsageError(f"--slot is {text!r}; it must be like 2026-11-21T06:00.") from None
+
+
+def _site(home: Path) -> Path:
+    return home / "reports" / "site"
+
+
+@contextmanager
+def _only_one(home: Path, key: str) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    path = home / "reports" / "private" / f"{key}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout:
+        raise BusyError(f"'{key}' is being run by another process; it was left alone.") from None
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,269 @@
+"""How an answer prints, what a notebook publishes, and the suppression of small cells."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import ibis.expr.types as ir
+    import pandas as pd
+
+MIME_TYPE = "application/vnd.crmlab+json"
+NOTHING = "–"
+
+KpiKind = Literal["count", "money", "share", "signed_share"]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    r"""Prints numbers as the shop's readers write them; what cannot be said prints as a dash.
+
+    >>> Numbers("de_DE", "EUR").money(1234.5)
+    '1.234,50\xa0€'
+    """
+
+    locale: str = "en_US"
+    currency: str = "USD"
+
+    def number(self, value: float, digits: int = 0) -> str:
+        """Print a plain number with so many decimals."""
+        from babel.numbers import format_decimal
+
+        if not _finite(value):
+            return NOTHING
+        pattern = "#,##0" + ("." + "0" * digits if digits else "")
+        return format_decimal(value + 0.0, format=pattern, locale=self.locale)
+
+    def money(self, value: float, digits: int | None = None) -> str:
+        """Print an amount in shop currency; by default with cents up to ten thousand."""
+        from babel.numbers import format_currency, get_currency_precision
+
+        if not _finite(value):
+            return NOTHING
+        if digits is None:
+            digits = get_currency_precision(self.currency) if abs(value) < 10_000 else 0
+        # Babel's own pattern knows where the sign goes; only the decimals are ours.
+        return format_currency(
+            round(value, digits) + 0.0,
+            self.currency,
+            locale=self.locale,
+            currency_digits=False,
+            format=self._money_pattern(digits),
+        )
+
+    def _money_pattern(self, digits: int) -> str:
+        from babel import Locale
+
+        pattern = str(Locale.parse(self.locale).currency_formats["standard"].pattern)
+        return pattern.replace(".00", "." + "0" * digits if digits else "")
+
+    def short_money(self, value: float) -> str:
+        """Print a large amount in the fewest characters that still tell it, such as $1.23M."""
+        from babel.numbers import format_compact_currency
+
+        if not _finite(value):
+            return NOTHING
+        if abs(value) < 10_000:
+            return self.money(value)
+        return format_compact_currency(value, self.currency, locale=self.locale, fraction_digits=2)
+
+    def percent(self, value: float, digits: int = 1, *, signed: bool = False) -> str:
+        """Print a share of 1 as percent; `signed` shows the plus too."""
+        from babel import Locale
+        from babel.numbers import format_percent
+
+        if not _finite(value):
+            return NOTHING
+        pattern = Locale.parse(self.locale).percent_formats[None].pattern
+        decimals = "." + "0" * digits if digits else ""
+        text = format_percent(
+            abs(value), format=pattern.replace("##0", f"##0{decimals}"), locale=self.locale
+        )
+        zero = round(abs(value) * 100, digits) == 0
+        sign = "" if zero else "−" if value < 0 else "+" if signed else ""
+        return sign + text
+
+    def day(self, value: dt.date) -> str:
+        """Print a date in words short enough for a table."""
+        from babel.dates import format_date
+
+        return format_date(value, format="medium", locale=self.locale)
+
+    def kpi(self, value: float, kind: KpiKind) -> str:
+        """Print the figure of a tile."""
+        printers: dict[str, Callable[[float], str]] = {
+            "count": self.number,
+            "money": self.short_money,
+            "share": self.percent,
+            "signed_share": lambda share: self.percent(share, signed=True),
+        }
+        return printers[kind](value)
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class Kpi:
+    """One tile: `value` in the unit that `kind` names; `better` says which way is good."""
+
+    label: str
+    value: float
+    kind: KpiKind
+    better: Literal["up", "down", ""] = ""
+    note: str = ""
+
+
+def html_table(
+    frame: pd.DataFrame,
+    *,
+    title: str,
+    formats: Mapping[str, Callable[[Any], str]] | None = None,
+    headings: Mapping[str, str] | None = None,
+) -> str:
+    """Return the frame as an HTML table with a caption; every text in it is escaped.
+
+    Parameters
+    ----------
+    frame : DataFrame, one row per line of the table; the index is not shown
+    title : str, the caption
+    formats : column -> function that prints one value; these columns are set as numbers
+    headings : column -> the words above it, where they differ from its name
+    """
+    formats, headings = formats or {}, headings or {}
+    classes = {name: ' class="num"' if name in formats else "" for name in frame.columns}
+    head = "".join(
+        f'<th scope="col"{classes[name]}>{escape(headings.get(name, str(name)))}</th>'
+        for name in frame.columns
+    )
+    body = []
+    for row in frame.itertuples(index=False, name=None):
+        cells = [
+            (classes[name], escape(formats.get(name, _plain)(value)))
+            for name, value in zip(frame.columns, row, strict=True)
+        ]
+        first, *rest = [f"<td{css}>{text}</td>" for css, text in cells]
+        first = first.replace("<td", '<th scope="row"', 1).replace("</td>", "</th>")
+        body.append(f"<tr>{first}{''.join(rest)}</tr>")
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(title)}"><table>'
+        f"<caption>{escape(title)}</caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _plain(value: Any) -> str:
+    return NOTHING if value is None or value != value else str(value)
+
+
+def merge_small_cells(
+    cells: pd.DataFrame,
+    *,
+    label: str,
+    customers: str,
+    k: int,
+    largest: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
+    """Merge the cells of fewer than `k` customers, so that the table can go on a manager's page.
+
+    Small cells become one row "other"; as long as that has fewer than `k` customers, the next
+    smallest cell joins it. A sum is blanked where one customer brings half of it or more. Fewer
+    than `k` customers in all give an empty table.
+
+    Parameters
+    ----------
+    cells : DataFrame, one row per cell: `label`, the number of `customers`, and columns that add up
+    k : int, the smallest number of customers that may be shown
+    largest : sum column -> column with the largest customer's part of it; the latter is not
+        returned. Every other column besides `label` must add up over cells.
+    """
+    import pandas as pd
+
+    largest = largest or {}
+    ordered = cells.sort_values([customers, label], kind="stable")
+    counts = ordered[customers].to_numpy()
+    merged = int((counts < k).sum())
+    while 0 < merged < len(counts) and counts[:merged].sum() < k:
+        merged += 1
+    kept = cells.drop(index=ordered.index[:merged])
+    if merged and counts[:merged].sum() >= k:
+        small = cells.loc[ordered.index[:merged]]
+        row: dict[str, Any] = {
+            name: "other"
+            if name == label
+            else small[name].max()
+            if name in largest.values()
+            else small[name].sum()
+            for name in cells.columns
+        }
+        kept = pd.concat([kept.astype({label: object}), pd.DataFrame([row])], ignore_index=True)
+    for total, part in largest.items():
+        dominated = kept[part].abs() * 2 >= kept[total].abs()
+        kept[total] = kept[total].astype(float).mask(dominated)
+    return kept.drop(columns=list(largest.values())).reset_index(drop=True)
+
+
+def publish(
+    *,
+    summary: str,
+    kpis: Sequence[Kpi] = (),
+    left_out: pd.DataFrame | None = None,
+    tables: Mapping[str, ir.Table] | None = None,
+    numbers: Numbers | None = None,
+) -> None:
+    """Hand the runner what goes to the manager: the summary, the tiles, what was left out.
+
+    Shows the same as an output of the cell. Tables are written as Parquet to `$CRMLAB_RUN_DIR`,
+    the run's private folder; without that variable nothing is written.
+
+    Parameters
+    ----------
+    summary : str, the answer in plain words
+    kpis : the tiles, in order
+    left_out : DataFrame, columns `what`, `rows`, `money`: see `sources.TableCheck.left_out`
+    tables : name -> table with one row per customer; stays private
+    numbers : how figures print; the shop's `numbers`
+    """
+    from IPython.display import display
+
+    numbers = numbers or Numbers()
+    for name, table in (tables or {}).items():
+        if folder := os.environ.get("CRMLAB_RUN_DIR"):
+            if not name.isidentifier():
+                raise ValueError(f"A published table needs a plain name, not {name!r}.")
+            table.to_parquet(str(Path(folder, f"{name}.parquet")))
+    tiles = [
+        {**asdict(kpi), "value": float(kpi.value), "text": numbers.kpi(kpi.value, kpi.kind)}
+        for kpi in kpis
+    ]
+    lines = [] if left_out is None else left_out.astype(object).to_dict("records")
+    payload = {
+        "summary": summary,
+        "kpis": [{**tile, "value": _json_number(tile["value"])} for tile in tiles],
+        "left_out": [
+            {
+                "what": str(line["what"]),
+                "rows": int(line["rows"]),
+                "money": _json_number(float(line["money"])),
+            }
+            for line in lines
+        ],
+    }
+    figures = "".join(
+        f"<li><strong>{escape(str(t['text']))}</strong> {escape(t['label'])}</li>" for t in tiles
+    )
+    twin = f"<p>{escape(summary)}</p><ul>{figures}</ul>"
+    display({MIME_TYPE: payload, "text/html": twin}, raw=True)
+
+
+def _json_number(value: float) -> float | None:
+    """Round to 12 digits: the last ones of a sum depend on the order in which threads add up."""
+    return float(f"{value:.12g}") if math.isfinite(value) else None

@@ -1,0 +1,176 @@
+"""What shop.toml says: where a shop's tables lie, how they are read, what the shop decided."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+import zoneinfo
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from crmlab import results, tables
+from crmlab.tables import DataError, UsageError
+
+
+def home() -> Path:
+    """Return the project's root: `$CRMLAB_HOME`, else the nearest parent with a reports.toml."""
+    if named := os.environ.get("CRMLAB_HOME"):
+        return Path(named).resolve()
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "reports" / "reports.toml").is_file():
+            return folder
+    raise UsageError(
+        f"No crmlab project here: neither {here} nor a folder above it holds reports/reports.toml. "
+        "Go into the project's folder, or set CRMLAB_HOME to it."
+    )
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the shop has decided about its data; the names are those of `[policy]` in shop.toml."""
+
+    zero_value_purchases: str = "drop"
+    duplicate_lines: str = "keep"
+    naive_timestamps: str = "shop"
+    not_goods: tuple[str, ...] = ()
+    privacy_k: int = 10
+    stale_after_days: int = 7
+
+
+CHOICES = {
+    "zero_value_purchases": ("drop", "count"),
+    "duplicate_lines": ("keep", "drop"),
+    "naive_timestamps": ("shop", "UTC"),
+}
+
+
+@dataclass(frozen=True)
+class TableSettings:
+    """Where a table comes from and how it is read: `[tables.<name>]` of shop.toml."""
+
+    url: str = "."
+    origin: str = ""  # `from` in the file
+    columns: dict[str, str] = field(default_factory=dict)
+    separator: str = ""
+    encoding: str = ""
+    decimal: str = ""
+    date_format: str = ""
+
+
+@dataclass(frozen=True)
+class ShopSettings:
+    """A shop.toml, read and checked."""
+
+    id: str
+    folder: Path
+    name: str
+    numbers: results.Numbers
+    timezone: str
+    url: str
+    policy: Policy
+    tables: Mapping[str, TableSettings]
+
+    def table(self, name: str) -> TableSettings:
+        """Return the settings of one table; a table that is not named has the shop's source."""
+        return self.tables.get(name, TableSettings(url=self.url))
+
+
+def shop_names() -> list[str]:
+    """Return the names of the shops under data/."""
+    return sorted(path.parent.name for path in (home() / "data").glob("*/shop.toml"))
+
+
+def read(name: str | Path) -> ShopSettings:
+    """Read the settings of a shop: a name under data/, or the path of a shop.toml.
+
+    Raises `UsageError` for a shop that does not exist, `DataError` for a broken shop.toml.
+    """
+    text = str(name)
+    path = Path(text) if text.endswith(".toml") else home() / "data" / text / "shop.toml"
+    if not text.endswith(".toml") and not re.fullmatch(r"[\w][\w-]*", text):
+        raise UsageError(f"{text!r} is no shop's name: letters, digits, - and _ only.")
+    if not path.is_file():
+        known = [] if text.endswith(".toml") else shop_names()
+        there = f" There is: {', '.join(known)}." if known else ""
+        raise UsageError(
+            f"No shop '{text}': {path} does not exist.{there}{tables.did_you_mean(text, known)}"
+        )
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not valid TOML: {error}.") from error
+    return _settings(path.resolve(), settings)
+
+
+def _settings(path: Path, settings: dict[str, Any]) -> ShopSettings:
+    from babel import Locale, UnknownLocaleError
+
+    known = {"name", "currency", "locale", "timezone", "source", "tables", "policy"}
+    _known_only(path, "", settings, known)
+    _known_only(path, "source", settings.get("source", {}), {"url"})
+    _known_only(path, "policy", settings.get("policy", {}), {f.name for f in fields(Policy)})
+    _known_only(path, "tables", settings.get("tables", {}), tables.CONTRACT)
+    policy = settings.get("policy", {})
+    for key, allowed in CHOICES.items():
+        if policy.get(key, allowed[0]) not in allowed:
+            raise DataError(f"{path}: [policy] {key} is {policy[key]!r}; use one of {allowed}.")
+    if "not_goods" in policy:
+        policy["not_goods"] = tuple(policy["not_goods"])
+    numbers = results.Numbers(settings.get("locale", "en_US"), settings.get("currency", "USD"))
+    try:
+        Locale.parse(numbers.locale)
+        zoneinfo.ZoneInfo(settings.get("timezone", "UTC"))
+    except (UnknownLocaleError, ValueError, zoneinfo.ZoneInfoNotFoundError) as error:
+        raise DataError(f"{path}: locale or timezone is not known: {error}.") from error
+    url = _from_environment(settings.get("source", {}).get("url", "."), path)
+    return ShopSettings(
+        id=path.parent.name,
+        folder=path.parent,
+        name=settings.get("name", path.parent.name),
+        numbers=numbers,
+        timezone=settings.get("timezone", "UTC"),
+        url=url,
+        policy=Policy(**policy),
+        tables={
+            name: _table_settings(path, name, given, url)
+            for name, given in settings.get("tables", {}).items()
+        },
+    )
+
+
+def _table_settings(path: Path, name: str, given: dict[str, Any], url: str) -> TableSettings:
+    known = {f.name for f in fields(TableSettings)} - {"origin"} | {"from"}
+    _known_only(path, f"tables.{name}", given, known)
+    contract = {column.name for column in tables.CONTRACT[name].columns}
+    _known_only(path, f"tables.{name}.columns", given.get("columns", {}), contract)
+    options = {key: value for key, value in given.items() if key not in ("from", "url")}
+    return TableSettings(
+        url=_from_environment(given.get("url", url), path),
+        origin=given.get("from", ""),
+        **options,
+    )
+
+
+def _known_only(path: Path, section: str, given: Mapping[str, Any], known: Collection[str]) -> None:
+    for key in given:
+        if key not in known:
+            where = f"[{section}] " if section else ""
+            raise DataError(
+                f"{path}: {where}has no setting '{key}'; it has {', '.join(sorted(known))}."
+                + tables.did_you_mean(key, known)
+            )
+
+
+def _from_environment(url: str, path: Path) -> str:
+    """Replace ${NAME} in a URL by the environment's value, so that no file holds a password."""
+
+    def value(match: re.Match[str]) -> str:
+        if (found := os.environ.get(match[1])) is None:
+            raise DataError(f"{path}: the environment has no variable {match[1]}; set it first.")
+        return found
+
+    return re.sub(r"\$\{(\w+)\}", value, url)

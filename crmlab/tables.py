@@ -1,0 +1,280 @@
+"""The words: every table's name, columns, types and rules, and the errors that users read."""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import ibis.expr.types as ir
+
+
+class DataError(Exception):
+    """The data breaks the contract; the message says what is wrong, what was found, what to do."""
+
+
+class UsageError(Exception):
+    """What was asked for does not exist: a shop, a report, a parameter, a setting."""
+
+
+Kind = Literal["string", "timestamp", "decimal(18, 4)", "float64"]
+Severity = Literal["set aside", "kept"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the contract.
+
+    `required` columns must exist in the source; of these, only a `nullable` one may be empty.
+    """
+
+    name: str
+    kind: Kind
+    meaning: str
+    required: bool = False
+    nullable: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row-wise rule: `broken(rows)` is true where the rule is broken, in the source's engine.
+
+    `rows` has the typed columns under their contract names and what the source held under
+    `given(name)`; the rule is asked where the source has its `column`. A row that breaks a
+    "set aside" rule is written away and counted; one that breaks a "kept" rule is used and counted.
+    """
+
+    name: str
+    severity: Severity
+    column: str
+    broken: Callable[[ir.Table], ir.BooleanValue]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of the contract: its columns, and its rules in the order in which they judge."""
+
+    name: str
+    meaning: str
+    columns: tuple[Column, ...]
+    rules: tuple[Rule, ...] = ()
+
+    def column(self, name: str) -> Column:
+        """Return the column of that name."""
+        return next(column for column in self.columns if column.name == name)
+
+
+def given(column: str) -> str:
+    """Name the column that holds what the source gave, before it was read as its type."""
+    return f"{column} as given"
+
+
+def required_rules(columns: Iterable[Column]) -> tuple[Rule, ...]:
+    """Return the rules that every table has for its required values: present and readable."""
+    rules: list[Rule] = []
+    for column in columns:
+        if column.required and not column.nullable:
+            rules += [_missing(column.name), _unreadable(column.name)]
+    return tuple(rules)
+
+
+def _missing(name: str) -> Rule:
+    return Rule(f"{name} missing", "set aside", name, lambda rows: rows[given(name)].isnull())
+
+
+def _unreadable(name: str, severity: Severity = "set aside") -> Rule:
+    return Rule(
+        f"{name} unreadable",
+        severity,
+        name,
+        lambda rows: rows[name].isnull() & rows[given(name)].notnull(),
+    )
+
+
+def optional_rules(columns: Iterable[Column]) -> tuple[Rule, ...]:
+    """Return the rules for optional values: one that cannot be read is unknown, its row stays."""
+    return tuple(
+        _unreadable(column.name, "kept")
+        for column in columns
+        if not column.required and column.kind != "string"
+    )
+
+
+ANONYMOUS = Rule(
+    "customer_id missing (anonymous sale)",
+    "kept",
+    "customer_id",
+    lambda rows: rows.customer_id.isnull(),
+)
+# Counted over whole lines, not row by row: `sources` has its own query for it.
+DUPLICATE_LINES = "line equal to an earlier one in every column"
+
+_TRANSACTION_COLUMNS = (
+    Column("customer_id", "string", "who bought; empty = an anonymous sale", True, nullable=True),
+    Column("purchased_at", "timestamp", "when, in the shop's wall clock", True),
+    Column("amount", "decimal(18, 4)", "shop currency; negative = a return", True),
+    Column("transaction_id", "string", "the receipt that the line belongs to"),
+    Column("product_id", "string", "what was bought"),
+    Column("store_id", "string", "where it was bought"),
+    Column("quantity", "float64", "pieces, or the product's own unit"),
+    Column("channel", "string", "how it was bought, such as shop or web"),
+    Column("discount", "decimal(18, 4)", "shop currency taken off, already left out of amount"),
+    Column("cost", "decimal(18, 4)", "shop currency that the goods cost"),
+)
+
+TRANSACTIONS = Table(
+    "transactions",
+    "one line of a receipt",
+    _TRANSACTION_COLUMNS,
+    (
+        *required_rules(_TRANSACTION_COLUMNS),
+        ANONYMOUS,
+        *optional_rules(_TRANSACTION_COLUMNS),
+    ),
+)
+
+CONTRACT: dict[str, Table] = {table.name: table for table in (TRANSACTIONS,)}
+
+
+def require_columns(table: Table, found: Sequence[str], *, where: str) -> None:
+    """Raise `DataError` when a required column of `table` is not among the columns `found`."""
+    missing = [column for column in table.columns if column.required and column.name not in found]
+    if not missing:
+        return
+    lines = [f"Table '{table.name}' ({where}) has no column for:"]
+    lines += [f"  {column.name}: {column.meaning}" for column in missing]
+    lines += [
+        f"It has: {', '.join(found) or 'no columns'}.",
+        f"Rename yours in shop.toml under [tables.{table.name}]: "
+        + f'columns = {{ {missing[0].name} = "your_column" }}.',
+    ]
+    raise DataError("\n".join(lines))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ' Did you mean ...?' when a known word is close, else nothing.
+
+    >>> did_you_mean("horizon_day", ["horizon_days", "margin"])
+    " Did you mean 'horizon_days'?"
+    """
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def day(value: str | dt.date, *, name: str = "as_of") -> dt.date:
+    """Read a date; `name` says in the error which one it is.
+
+    >>> day("1998-06-30")
+    datetime.date(1998, 6, 30)
+    """
+    if isinstance(value, dt.datetime):
+        return value.date()
+    if isinstance(value, dt.date):
+        return value
+    try:
+        return dt.date.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} is {value!r}; it must be a date such as 1998-06-30.") from None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a source's own types become the contract's: `[tables.<name>]` and `[policy]`."""
+
+    table: str
+    source: str
+    is_database: bool
+    timezone: str
+    naive_timestamps: str = "shop"
+    decimal: str = "."
+    date_format: str = ""
+
+
+def blank_to_null(value: ir.Value) -> ir.Value:
+    """Return text without blanks around it, and null for nothing but blanks.
+
+    The trim also keeps DuckDB 2.0 from pushing a `try_cast` of plain CSV text down into its CSV
+    reader, where it becomes a strict cast that fails on the first text it cannot read.
+    """
+    return value.strip().nullif("") if value.type().is_string() else value
+
+
+def typed(value: ir.Value, column: Column, reading: Reading) -> ir.Value:
+    """Return a source's column as the contract's type; what cannot be read becomes null.
+
+    Raises `DataError` where the type itself cannot be it, and for text in a database: a database
+    is not parsed, its owner makes a view.
+    """
+    found = value.type()
+    value = blank_to_null(value)
+    is_text = found.is_string()
+    if is_text and column.kind != "string" and reading.is_database:
+        raise _wrong_type(found, column, reading)
+    if column.kind == "string":
+        if not found.is_floating():
+            return value.cast("string")
+        # Ids that passed through a float column, 1001.0, are whole numbers again.
+        return (value == value.floor()).ifelse(value.try_cast("int64").cast("string"), None)
+    if column.kind == "timestamp":
+        return _timestamp(value, column, reading)
+    if not (is_text or found.is_numeric()):
+        raise _wrong_type(found, column, reading)
+    if is_text and reading.decimal != ".":
+        value = value.replace(reading.decimal, ".")
+    number = value.try_cast("float64")
+    finite = number.notnull() & ~number.isnan() & ~number.isinf()
+    return finite.ifelse(value, None).try_cast(column.kind)
+
+
+def _timestamp(value: ir.Value, column: Column, reading: Reading) -> ir.Value:
+    from ibis.expr import datatypes
+
+    moment = datatypes.Timestamp("UTC")
+    timezone = _engine_function("timezone", (datatypes.string, moment))
+    try_strptime = _engine_function("try_strptime", (datatypes.string, datatypes.string))
+    found = value.type()
+    if found.is_timestamp() and found.timezone:
+        return timezone(reading.timezone, value)
+    if found.is_string():
+        if reading.date_format:
+            value = try_strptime(value, reading.date_format)
+        value = value.try_cast("timestamp")
+    elif not (found.is_timestamp() or found.is_date()):
+        raise _wrong_type(found, column, reading)
+    value = value.cast("timestamp")
+    if reading.naive_timestamps == "UTC" and not found.is_date():
+        return timezone(reading.timezone, value.cast(moment))
+    return value
+
+
+def _engine_function(name: str, takes: tuple[object, object]) -> Callable[..., ir.Value]:
+    """Return the engine's own function of two arguments that gives a timestamp."""
+    import ibis
+    from ibis.expr import datatypes
+
+    def function(first, second):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        """Run in the engine."""
+
+    wrapped: Callable[..., ir.Value] = ibis.udf.scalar.builtin(
+        function, name=name, signature=(takes, datatypes.timestamp)
+    )
+    return wrapped
+
+
+def _wrong_type(found: object, column: Column, reading: Reading) -> DataError:
+    message = (
+        f"Table '{reading.table}' ({reading.source}): column '{column.name}' holds {found}, "
+        f"crmlab needs {column.kind} ({column.meaning})."
+    )
+    if reading.is_database:
+        message += (
+            " A database is not parsed; make a view and name it in shop.toml: CREATE VIEW "
+            f"{reading.table}_for_crmlab AS SELECT * REPLACE (CAST({column.name} AS "
+            f"{column.kind}) AS {column.name}) FROM {reading.table};"
+        )
+    else:
+        message += f" Name the right column under [tables.{reading.table}] columns in shop.toml."
+    return DataError(message)
