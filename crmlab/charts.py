@@ -64,8 +64,8 @@ class Chart(Figure):
         with matplotlib.rc_context({**STYLE, "svg.hashsalt": self.alt}):
             self.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
         svg = text.getvalue()[text.getvalue().index("<svg") :]
-        used = set(re.findall(r'(?:url\(#|href="#)([\w-]+)', svg))
-        svg = re.sub(r' id="([\w-]+)"', lambda found: found[0] if found[1] in used else "", svg)
+        used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
+        svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", svg)
         for colour, name in VARIABLES.items():
             svg = svg.replace(colour, f"var({name}, {colour})")
         return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from crmlab import customers, results, tables
-from crmlab.fitting import MODELS, ClvModel, fit
+from crmlab.fitting import MODELS, ClvModel, PurchaseCounts, fit, purchase_counts
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -17,65 +17,17 @@ if TYPE_CHECKING:
 
     from crmlab.sources import Shop
 
-__all__ = ["Backtest", "ClvModel", "backtest", "fit", "halfway", "purchase_counts", "worth"]
-
-
-@dataclass(frozen=True, eq=False)
-class PurchaseCounts:
-    """How many customers made so many repeat purchases: seen, and expected by the model.
-
-    `counts`: label, customers, expected; labels run 0, 1, ... and end in "n or more".
-    """
-
-    counts: pd.DataFrame
-    as_of: dt.date
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return one row per number of repeat purchases."""
-        return self.counts
-
-    def _repr_html_(self) -> str:
-        numbers = results.Numbers()
-        return results.html_table(
-            self.counts,
-            title="Repeat purchases per customer",
-            formats=dict.fromkeys(("customers", "expected"), numbers.number),
-            headings={"label": "repeat purchases"},
-        )
-
-
-def purchase_counts(model: ClvModel, summary: ir.Table, *, most: int = 7, k: int) -> PurchaseCounts:
-    """Compare the number of customers by repeat purchases with what the model expects.
-
-    Parameters
-    ----------
-    summary : ibis table as `customers.summary` gives it, the one the model was fitted on
-    most : int, the last bar is "so many or more"; it starts earlier where customers are few
-    k : int, the fewest customers a bar may stand for
-    """
-    import numpy as np
-    import pandas as pd
-
-    from crmlab import models
-
-    capped = summary.mutate(bar=summary.frequency.clip(upper=most))
-    seen = capped.group_by("bar").aggregate(customers=capped.count()).to_pandas()
-    counts = np.zeros(most + 1)
-    counts[seen["bar"].to_numpy(int)] = seen["customers"]
-    ages = summary.group_by("T").aggregate(customers=summary.count()).order_by("T").to_pandas()
-    probabilities = models.p_count(
-        model.parameters, most - 1, model.units(ages["T"].to_numpy(float))
-    )
-    expected = probabilities @ ages["customers"].to_numpy(float)
-    expected = np.append(expected, counts.sum() - expected.sum())
-    # Bars of too few customers join the last one.
-    while most > 0 and (counts[: most + 1] < k).any():
-        most -= 1
-        counts[most], expected[most] = counts[most:].sum(), expected[most:].sum()
-        counts, expected = counts[: most + 1], expected[: most + 1]
-    labels = [str(n) for n in range(most)] + [f"{most} or more"]
-    frame = pd.DataFrame({"label": labels, "customers": counts.astype(int), "expected": expected})
-    return PurchaseCounts(frame, model.as_of)
+__all__ = [
+    "Backtest",
+    "ClvModel",
+    "PurchaseCounts",
+    "Worth",
+    "backtest",
+    "fit",
+    "halfway",
+    "purchase_counts",
+    "worth",
+]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.special import betaln, gammaln, hyp2f1
+from scipy.special import betaln, expit, gammaln, hyp2f1
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -34,8 +34,8 @@ def p_alive(parameters: dict[str, float], x: Array, t_x: Array, T: Array) -> Arr
     """
     r, alpha, a, b = (parameters[name] for name in ("r", "alpha", "a", "b"))
     later = np.maximum(x, 1)
-    odds = a / (b + later - 1) * np.exp((r + x) * np.log((alpha + T) / (alpha + t_x)))
-    return np.asarray(1 / (1 + np.where(x > 0, odds, 0)))
+    log_odds = np.log(a / (b + later - 1)) + (r + x) * np.log((alpha + T) / (alpha + t_x))
+    return np.asarray(np.where(x > 0, expit(-log_odds), 1.0))
 
 
 def p_purchase(parameters: dict[str, float], x: Array, t_x: Array, T: Array, t: float) -> Array:
@@ -56,11 +56,19 @@ def conditional_purchases(
 
     Fader, Hardie and Lee (2005), Marketing Science 24, equation 10.
     """
-    r, alpha, a, b = (parameters[name] for name in ("r", "alpha", "a", "b"))
-    hypergeometric = hyp2f1(r + x, b + x, a + b + x - 1, t / (alpha + T + t))
-    shrink = np.exp((r + x) * np.log((alpha + T) / (alpha + T + t)))
-    rate = (a + b + x - 1) / (a - 1) * (1 - shrink * hypergeometric)
-    return np.asarray(rate * p_alive(parameters, x, t_x, T))
+    alpha, a, b = (parameters[name] for name in ("alpha", "a", "b"))
+    gone = _lost(parameters, x, t / (alpha + T + t))
+    return np.asarray((a + b + x - 1) / (a - 1) * (1 - gone) * p_alive(parameters, x, t_x, T))
+
+
+def _lost(parameters: dict[str, float], x: Array, z: Array) -> Array:
+    """Return (1 - z)^(r + x) 2F1(r + x, b + x; a + b + x - 1; z), for any x.
+
+    By Euler's transformation (Abramowitz and Stegun 15.3.3): the plain form is infinity times
+    nothing for customers with thousands of purchases.
+    """
+    r, a, b = (parameters[name] for name in ("r", "a", "b"))
+    return np.asarray((1 - z) ** (a - 1) * hyp2f1(a + b - 1 - r, a - 1, a + b + x - 1, z))
 
 
 def expected_purchases(parameters: dict[str, float], t: Array) -> Array:
@@ -68,9 +76,9 @@ def expected_purchases(parameters: dict[str, float], t: Array) -> Array:
 
     Fader, Hardie and Lee (2005), Marketing Science 24, equation 9.
     """
-    r, alpha, a, b = (parameters[name] for name in ("r", "alpha", "a", "b"))
-    hypergeometric = hyp2f1(r, b, a + b - 1, t / (alpha + t))
-    return np.asarray((a + b - 1) / (a - 1) * (1 - (alpha / (alpha + t)) ** r * hypergeometric))
+    alpha, a, b = (parameters[name] for name in ("alpha", "a", "b"))
+    gone = _lost(parameters, np.zeros_like(t), t / (alpha + t))
+    return np.asarray((a + b - 1) / (a - 1) * (1 - gone))
 
 
 def p_count(parameters: dict[str, float], most: int, t: Array) -> Array:

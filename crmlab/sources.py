@@ -259,6 +259,7 @@ class Shop:
         reading = tables.Reading(
             table=table.name,
             source=str(paths[0]),
+            origin=setting.origin or table.name,
             is_database=kind == "duckdb",
             decimal=setting.decimal or ".",
             date_format=setting.date_format,
@@ -395,11 +396,15 @@ def _open(
         return connection.read_csv(
             str(paths[0]), all_varchar=True, header=True, **{k: v for k, v in options.items() if v}
         )
+    # ibis 12 cannot list catalogs or tables on DuckDB 2.0; these ask DuckDB itself.
     alias = f"source_{hashlib.sha256(str(paths[0]).encode()).hexdigest()[:8]}"
-    if alias not in connection.list_catalogs():
+    if not connection.con.execute(
+        "select 1 from duckdb_databases() where database_name = ?", [alias]
+    ).fetchall():
         connection.attach(str(paths[0]), name=alias, read_only=True)
     name = setting.origin or table
-    there = connection.list_tables(database=(alias, "main"))
+    query = "select table_name from information_schema.tables where table_catalog = ?"
+    there = [row[0] for row in connection.con.execute(query, [alias]).fetchall()]
     if name not in there:
         raise DataError(
             f"Table '{table}': {paths[0]} has no table '{name}'. It has: "

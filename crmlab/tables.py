@@ -139,6 +139,24 @@ TRANSACTIONS = Table(
 CONTRACT: dict[str, Table] = {table.name: table for table in (TRANSACTIONS,)}
 
 
+def dictionary() -> str:
+    """Return the table dictionary as Markdown: what data/README.md holds."""
+    parts = []
+    for table in CONTRACT.values():
+        parts.append(f"## {table.name}\n\nOne row is {table.meaning}.\n")
+        parts.append("| column | type | | meaning |\n|---|---|---|---|")
+        parts += [
+            f"| `{c.name}` | {c.kind} | {'required' if c.required else ''} | {c.meaning} |"
+            for c in table.columns
+        ]
+        parts.append("\n| rule | what happens to the row |\n|---|---|")
+        parts += [f"| {rule.name} | {rule.severity} |" for rule in table.rules]
+        parts.append(
+            f"| {DUPLICATE_LINES} | kept, or set aside where the shop's policy says so |\n"
+        )
+    return "\n".join(parts)
+
+
 def require_columns(table: Table, found: Sequence[str], *, where: str) -> None:
     """Raise `DataError` when a required column of `table` is not among the columns `found`."""
     missing = [column for column in table.columns if column.required and column.name not in found]
@@ -186,6 +204,7 @@ class Reading:
 
     table: str
     source: str
+    origin: str
     is_database: bool
     timezone: str
     naive_timestamps: str = "shop"
@@ -230,6 +249,7 @@ def typed(value: ir.Value, column: Column, reading: Reading) -> ir.Value:
 
 
 def _timestamp(value: ir.Value, column: Column, reading: Reading) -> ir.Value:
+    import ibis
     from ibis.expr import datatypes
 
     moment = datatypes.Timestamp("UTC")
@@ -245,6 +265,9 @@ def _timestamp(value: ir.Value, column: Column, reading: Reading) -> ir.Value:
     elif not (found.is_timestamp() or found.is_date()):
         raise _wrong_type(found, column, reading)
     value = value.cast("timestamp")
+    # DuckDB and PostgreSQL read "inf" as a time; no calendar has it.
+    days = [ibis.timestamp(first_or_last) for first_or_last in ("0001-01-02", "9999-12-30")]
+    value = value.between(*days).ifelse(value, None)
     if reading.naive_timestamps == "UTC" and not found.is_date():
         return timezone(reading.timezone, value.cast(moment))
     return value
@@ -273,7 +296,7 @@ def _wrong_type(found: object, column: Column, reading: Reading) -> DataError:
         message += (
             " A database is not parsed; make a view and name it in shop.toml: CREATE VIEW "
             f"{reading.table}_for_crmlab AS SELECT * REPLACE (CAST({column.name} AS "
-            f"{column.kind}) AS {column.name}) FROM {reading.table};"
+            f"{column.kind}) AS {column.name}) FROM {reading.origin};"
         )
     else:
         message += f" Name the right column under [tables.{reading.table}] columns in shop.toml."

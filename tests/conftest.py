@@ -1,0 +1,75 @@
+"""Shared by the tests: shops to test on, and the tools that a test may need."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+REFERENCE_DATA = Path(os.environ.get("CRMLAB_REFERENCE_DATA", ROOT.parent / "shared" / "data"))
+
+
+def need(found, what):
+    """Skip the test, or fail it where everything must be there."""
+    if not found:
+        if os.environ.get("CRMLAB_REQUIRE_ALL") == "1":
+            pytest.fail(f"{what} is missing, and CRMLAB_REQUIRE_ALL=1 allows no skipping")
+        pytest.skip(f"{what} is missing")
+    return found
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """A project of its own with the demo shops, so that no test touches the real one."""
+    from crmlab import demo
+
+    home = tmp_path_factory.mktemp("home")
+    for name in ("notebooks", "data"):
+        shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("*.parquet", ".*"))
+    (home / "reports").mkdir()
+    shutil.copy(ROOT / "reports" / "reports.toml", home / "reports")
+    demo.prepare(home / "data")
+    return home
+
+
+@pytest.fixture(autouse=True)
+def _at_home(home, monkeypatch):
+    monkeypatch.setenv("CRMLAB_HOME", str(home))
+
+
+@pytest.fixture(scope="session")
+def sample():
+    """The published CDNOW sample, opened."""
+    from crmlab import sources
+
+    return lambda: sources.open_shop("cdnow-sample")
+
+
+@pytest.fixture
+def make_shop(tmp_path):
+    """Write a shop of a few visible rows: a table as CSV text, and lines for shop.toml."""
+    from crmlab import sources
+
+    def make(csv, settings="", name="transactions.csv"):
+        if isinstance(csv, bytes):
+            (tmp_path / name).write_bytes(csv)
+        elif csv is not None:
+            (tmp_path / name).write_text(csv, encoding="utf-8")
+        (tmp_path / "shop.toml").write_text(settings, encoding="utf-8")
+        return sources.open_shop(tmp_path / "shop.toml")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Debian's Chromium, headless, with every host name unresolvable."""
+    path = need(shutil.which("chromium"), "Debian's chromium")
+    from playwright.sync_api import sync_playwright
+
+    options = ["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=options)
+        yield chromium
+        chromium.close()

@@ -1,0 +1,408 @@
+import datetime as dt
+import tomllib
+from pathlib import Path
+
+import ibis
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import gammaln
+
+from crmlab import clv, customers, fitting, models, sources
+from crmlab.tables import DataError, UsageError
+
+REFERENCE = tomllib.loads(Path(__file__).with_name("reference").joinpath("clv.toml").read_text())
+SAMPLE, MASTER = REFERENCE["cdnow_sample"], REFERENCE["cdnow_master"]
+TRUTH = {"r": 0.5, "alpha": 4.4, "a": 0.8, "b": 2.4}
+
+
+@pytest.fixture(scope="module")
+def fitted(home):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CRMLAB_HOME", str(home))
+        summary = customers.summary(sources.open_shop("cdnow-sample"), as_of="1997-09-30")
+        return summary, clv.fit(summary)
+
+
+@pytest.fixture(scope="module")
+def backtest(home):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CRMLAB_HOME", str(home))
+        return clv.backtest(sources.open_shop("cdnow"), split="1997-09-30", horizon_days=273)
+
+
+def generated(n, seed, *, weeks=104, truth=TRUTH):
+    """Return the summary of customers who follow BG/NBD exactly, in continuous time, as a frame.
+
+    Rows are in weeks; purchases come at exponential gaps until the customer drops out after one.
+    """
+    rng = np.random.default_rng(seed)
+    rate = rng.gamma(truth["r"], 1 / truth["alpha"], n)
+    p_drop = rng.beta(truth["a"], truth["b"], n)
+    T = rng.uniform(weeks / 2, weeks, n)
+    x, t_x, clock = np.zeros(n), np.zeros(n), np.zeros(n)
+    active = np.ones(n, bool)
+    while active.any():
+        clock[active] += rng.exponential(1 / rate[active])
+        active &= clock <= T
+        x[active] += 1
+        t_x[active] = clock[active]
+        active &= rng.uniform(size=n) >= p_drop
+    return x, t_x, T
+
+
+def summary_of(x, t_x, T, value=20.0):
+    """Return an ibis summary with times in days, as `customers.summary` gives it."""
+    days = np.round(T * 7).astype(int)
+    last = dt.date(2025, 12, 31)
+    return ibis.memtable(
+        pd.DataFrame(
+            {
+                "customer_id": [str(i) for i in range(len(x))],
+                "frequency": x.astype("int64"),
+                "recency": t_x * 7,
+                "T": days.astype("int64"),
+                "monetary_value": np.where(x > 0, value, np.nan),
+                "first_purchase": [last - dt.timedelta(days=int(d)) for d in days],
+            }
+        )
+    )
+
+
+def test_bgnbd_on_cdnow_is_as_published_in_fader_hardie_lee_2005(fitted):
+    model = fitted[1]
+    for name, value in SAMPLE["bgnbd"].items():
+        digits = 4 if name == "alpha" else 5
+        assert round(model.parameters[name], digits) == pytest.approx(value, abs=1.01 * 10**-digits)
+    assert model.log_likelihood == pytest.approx(SAMPLE["log_likelihood"], abs=0.001)
+    assert (model.customers, model.as_of) == (2357, dt.date(1997, 9, 30))
+
+
+def test_standard_errors_on_cdnow_are_those_of_the_exact_hessian(fitted):
+    errors = np.sqrt(np.diag(fitted[1].covariance))
+    assert errors == pytest.approx(list(SAMPLE["standard_errors"].values()), abs=1.5e-6)
+
+
+def test_gamma_gamma_on_cdnow_is_as_published_in_note_025(fitted):
+    summary, model = fitted
+    assert model.spend.customers == SAMPLE["repeaters"]
+    for name, value in SAMPLE["gamma_gamma"].items():
+        assert getattr(model.spend, name) == pytest.approx(value, abs=1e-4)
+    repeat = summary.filter(summary.monetary_value.notnull()).monetary_value.to_pandas()
+    assert round(repeat.mean(), 2) == SAMPLE["repeat_mean"]
+
+
+def test_value_of_a_purchase_of_the_first_ten_customers_is_as_published(fitted):
+    summary, model = fitted
+    rows = summary.mutate(value=model._value_of_a_purchase(summary)).order_by("customer_id")
+    assert [round(v, 2) for v in rows.limit(10).value.to_pandas()] == SAMPLE["conditional_mean"]
+
+
+def test_conditional_expectation_of_the_first_customer_is_as_published(fitted):
+    one = [np.array([value]) for value in (2.0, 30.43, 38.86)]
+    forecast = models.conditional_purchases(fitted[1].parameters, *one, 39.0)
+    assert forecast[0] == pytest.approx(1.2259, abs=1e-4)
+
+
+def test_totals_on_cdnow_are_those_measured_with_lifetimes(fitted):
+    summary, model = fitted
+    values = model.predict(summary, horizon_days=273, margin=1.0)
+    total = values.expected_purchases.sum().to_pyarrow().as_py()
+    assert total == pytest.approx(SAMPLE["conditional_39_weeks"], abs=0.1)
+    T = summary["T"].to_pandas().to_numpy() / 7
+    new = models.expected_purchases(model.parameters, np.full(len(T), 39.0)).sum()
+    assert new == pytest.approx(SAMPLE["expected_39_weeks"], abs=0.1)
+
+
+def test_tracking_of_the_sample_at_week_78_is_as_measured(sample):
+    test = clv.backtest(sample(), split="1997-09-30", horizon_days=273)
+    last = test.tracking.iloc[-1]
+    expected, actual = SAMPLE["tracking_week_78"]
+    assert (last["day"], last["actual"]) == (dt.date(1998, 6, 30), actual)
+    assert last["expected"] == pytest.approx(expected, abs=0.1)
+
+
+def test_formulas_agree_with_lifetimes_own(fitted):
+    summary, model = fitted
+    rows = summary.to_pandas()
+    x, t_x, T = rows["frequency"].to_numpy(), rows["recency"] / 7, rows["T"] / 7
+    with fitting._lifetimes("test") as lifetimes:
+        fitter = lifetimes.BetaGeoFitter()
+        fitter.params_ = pd.Series(model.parameters)
+        alive = fitter.conditional_probability_alive(x, t_x, T)
+        later = fitter.conditional_expected_number_of_purchases_up_to_time(26, x, t_x, T)
+        new = fitter.expected_number_of_purchases_up_to_time(np.array([1.0, 26.0, 104.0]))
+        count = [fitter.probability_of_n_purchases_up_to_time(26.0, n) for n in range(6)]
+    t_x, T = t_x.to_numpy(), T.to_numpy()
+    p = model.parameters
+    assert models.p_alive(p, x, t_x, T) == pytest.approx(alive, rel=1e-8)
+    ours = models.conditional_purchases(p, x, t_x, T, 26)
+    assert ours == pytest.approx(np.asarray(later), rel=1e-8)
+    assert models.expected_purchases(p, np.array([1.0, 26.0, 104.0])) == pytest.approx(new)
+    ours = models.p_count(p, 5, np.array([26.0]))[:, 0]
+    assert ours == pytest.approx([float(np.squeeze(v)) for v in count], rel=1e-8)
+
+
+def test_probabilities_of_all_counts_add_up_to_one_and_to_the_expectation():
+    t = np.array([0.0, 1.0, 40.0])
+    p = models.p_count(TRUTH, 400, t)
+    assert p.sum(axis=0) == pytest.approx(1, abs=1e-6)
+    mean = (np.arange(401)[:, None] * p).sum(axis=0)
+    assert mean == pytest.approx(models.expected_purchases(TRUTH, t), abs=1e-4)
+
+
+def test_chance_of_a_purchase_is_what_generated_customers_do():
+    rng = np.random.default_rng(7)
+    n, T, t = 400_000, 20.0, 10.0
+    rate = rng.gamma(TRUTH["r"], 1 / TRUTH["alpha"], n)
+    drop = rng.beta(TRUTH["a"], TRUTH["b"], n)
+    x, t_x, clock = np.zeros(n), np.zeros(n), np.zeros(n)
+    active = np.ones(n, bool)
+    later = np.zeros(n)
+    while active.any():
+        clock[active] += rng.exponential(1 / rate[active])
+        active &= clock <= T + t
+        seen = active & (clock <= T)
+        x[seen] += 1
+        t_x[seen] = clock[seen]
+        later[active & (clock > T)] += 1
+        active &= rng.uniform(size=n) >= drop
+    forecast = models.p_purchase(TRUTH, x, t_x, np.full(n, T), t)
+    purchases = models.conditional_purchases(TRUTH, x, t_x, np.full(n, T), t)
+    for group in (x == 0, x == 1, (x > 1) & (x < 5), x >= 5):
+        error = 4 / np.sqrt(group.sum())
+        assert (later[group] > 0).mean() == pytest.approx(forecast[group].mean(), abs=error / 2)
+        spread = error * later[group].std()
+        assert later[group].mean() == pytest.approx(purchases[group].mean(), abs=spread)
+
+
+def test_discounted_value_equals_a_sum_over_days(fitted):
+    summary, model = fitted
+    some = summary.order_by("customer_id").limit(50)
+    values = model.predict(some, horizon_days=365, annual_discount_rate=0.1, margin=0.3)
+    values = values.order_by("customer_id").to_pandas()
+    rows = some.to_pandas().sort_values("customer_id")
+    x, t_x, T = (rows[k].to_numpy(float) for k in ("frequency", "recency", "T"))
+    ends = [
+        models.conditional_purchases(model.parameters, x, t_x / 7, T / 7, day / 7)
+        for day in range(366)
+    ]
+    daily = np.diff(np.array(ends), axis=0)
+    discount = 1.1 ** (-(np.arange(365) + 0.5) / 365)
+    spend = values["expected_value"] / values["expected_purchases"]
+    assert values["clv"].to_numpy() == pytest.approx(0.3 * spend * (discount @ daily), rel=1e-6)
+    undiscounted = model.predict(some, horizon_days=365, annual_discount_rate=0.0, margin=1.0)
+    undiscounted = undiscounted.to_pandas()
+    assert undiscounted["clv"].to_numpy() == pytest.approx(undiscounted["expected_value"])
+
+
+def test_fit_on_the_master_log_is_as_measured():
+    summary = customers.summary(sources.open_shop("cdnow"), as_of="1998-06-30")
+    model = clv.fit(summary)
+    assert model.customers == MASTER["customers"]
+    assert model.spend.customers == MASTER["repeaters_with_value"]
+    assert model.parameters == pytest.approx(MASTER["bgnbd"], abs=1e-4)
+    for name, value in MASTER["gamma_gamma"].items():
+        assert getattr(model.spend, name) == pytest.approx(value, abs=5e-3)
+
+
+@pytest.mark.parametrize("method", MASTER["holdout"]["rows"])
+def test_holdout_on_the_master_log_is_as_measured(backtest, method):
+    row = backtest.rows.set_index("method").loc[method]
+    for score, value in MASTER["holdout"]["rows"][method].items():
+        digits = len(str(value).split(".")[1])
+        assert row[score] == pytest.approx(value, abs=1.01 * 10**-digits), score
+
+
+def test_backtest_says_what_it_found_in_words(backtest):
+    assert backtest.actual == MASTER["holdout"]["actual"]
+    assert (backtest.customers, backtest.born_after) == (23570, 0)
+    assert backtest.choice == "BG/NBD"
+    assert "14.3% fewer purchases than the 19,684 that came" in backtest.verdict
+    assert "14.3% too low" in backtest.caution
+    assert "BG/NBD was off by 1.73 purchases" in backtest._repr_html_()
+
+
+def test_chance_of_buying_is_calibrated_as_measured_and_p_alive_ranks_worse_than_a_coin(backtest):
+    shop = sources.open_shop("cdnow")
+    past = customers.summary(shop, as_of="1997-09-30")
+    days = customers.purchase_days(shop, as_of="1998-06-30")
+    later = days.filter(days.purchased_on > ibis.date("1997-09-30"))
+    bought = later.group_by("customer_id").aggregate(bought=later.count())
+    values = backtest.model.predict(past, horizon_days=273, margin=1.0)
+    rows = values.left_join(bought, "customer_id").to_pandas()
+    actual = (rows["bought"].fillna(0) > 0).to_numpy(float)
+    want = MASTER["purchase"]
+    assert actual.mean() == pytest.approx(want["actual"], abs=5e-5)
+    brier = ((rows["p_purchase"] - actual) ** 2).mean()
+    assert brier == pytest.approx(want["brier"], abs=5e-4)
+    one = np.ones(len(rows))
+    by_purchase = models.score(rows["p_purchase"].to_numpy(), actual, one)
+    assert by_purchase["auc"] == pytest.approx(want["auc"], abs=1e-3)
+    by_alive = models.score(rows["p_alive"].to_numpy(), actual, one)
+    assert by_alive["auc"] == pytest.approx(want["auc_of_p_alive"], abs=1e-3)
+
+
+def test_customers_born_after_the_split_are_counted_and_not_forecast(sample, home):
+    log = pd.read_parquet(home / "data" / "cdnow" / "sample.parquet")
+    first = log.groupby("customer_id")["purchased_at"].min()
+    split, until = pd.Timestamp("1997-02-20"), pd.Timestamp("1997-05-31")
+    test = clv.backtest(sample(), split="1997-02-20", horizon_days=100)
+    assert test.customers == (first <= split).sum()
+    assert test.born_after == ((first > split) & (first <= until)).sum() > 0
+    known = log[log["customer_id"].map(first) <= split]
+    later = known[(known["purchased_at"] > split) & (known["purchased_at"] <= until)]
+    assert test.actual == len(later.drop_duplicates(["customer_id", "purchased_at"]))
+
+
+def test_equal_forecasts_share_their_places_whatever_the_order():
+    forecast, actual = np.array([1.0, 1, 1, 1, 5]), np.array([4.0, 0, 0, 0, 4])
+    forward = models.score(forecast, actual, np.ones(5))
+    backward = models.score(forecast[::-1], actual[::-1], np.ones(5))
+    assert forward == pytest.approx(backward)
+    # The best half of one customer in five: half of his 4 of the 8 purchases.
+    assert forward["capture_top10"] == pytest.approx(0.25)
+    # Buyers at 5 and 1, three others at 1: (3 + 3/2) of 6 pairs in the right order.
+    assert forward["auc"] == pytest.approx(0.75)
+
+
+def test_counts_in_bars_are_all_customers_seen_and_expected(fitted):
+    summary, model = fitted
+    counts = clv.purchase_counts(model, summary, k=10).counts
+    assert list(counts["label"]) == ["0", "1", "2", "3", "4", "5", "6", "7 or more"]
+    assert counts["customers"].sum() == 2357
+    assert counts["expected"].sum() == pytest.approx(2357)
+    assert counts["customers"][0] == 1411  # who never came back, Fader, Hardie and Lee 2005
+
+
+def test_bars_of_few_customers_join_the_last_one(fitted):
+    summary, model = fitted
+    counts = clv.purchase_counts(model, summary, k=70).counts
+    assert list(counts["label"]) == ["0", "1", "2", "3", "4 or more"]
+    assert counts["customers"].min() >= 70
+    assert counts["customers"].sum() == 2357
+
+
+def test_worth_adds_up_and_its_curve_is_made_of_enough_customers(fitted):
+    summary, model = fitted
+    terms = {"horizon_days": 365, "margin": 0.3, "annual_discount_rate": 0.1}
+    values = model.predict(summary, **terms)
+    shop = sources.open_shop("cdnow-sample")
+    worth = clv.worth(values, **terms, numbers=shop.numbers, k=50)
+    frame = values.to_pandas()
+    assert worth.clv == pytest.approx(frame["clv"].sum())
+    assert worth.fifths["clv"].sum() == pytest.approx(worth.clv)
+    assert worth.fifths["customers"].sum() == worth.customers == 2357
+    steps = np.diff(worth.curve["share_of_customers"]) * 2357
+    assert steps.min() >= 49.99
+    best = frame["clv"].sort_values(ascending=False).iloc[: round(0.2 * 2357)].sum()
+    assert worth.top_share == pytest.approx(best / worth.clv, abs=0.005)
+    assert "2,357 customers" in worth.verdict
+
+
+def test_a_fifth_dominated_by_one_customer_shows_no_sum():
+    frame = pd.DataFrame(
+        {
+            "customer_id": [f"{i:03d}" for i in range(100)],
+            "p_purchase": 0.5,
+            "expected_value": [10_000.0] + [1.0] * 99,
+            "clv": [3_000.0] + [0.3] * 99,
+        }
+    )
+    terms = {"horizon_days": 365, "margin": 0.3, "annual_discount_rate": 0.0}
+    worth = clv.worth(ibis.memtable(frame), **terms, numbers=clv.results.Numbers(), k=10)
+    fifths = worth.fifths.set_index("fifth")
+    assert np.isnan(fifths.loc["best fifth", "clv"])
+    assert fifths.loc["second", "clv"] == pytest.approx(6.0)
+    assert "3,0" not in worth._repr_html_()
+
+
+def test_likelihood_has_no_nan_at_extremes():
+    x = np.array([0.0, 1, 10_000, 10_000, 0])
+    t_x = np.array([0.0, 0, 1040, 1.0, 0])
+    T = np.array([0.0, 0, 1040, 1040, 1040])
+    p = TRUTH
+    for values in (
+        models.log_likelihood(p, x, t_x, T),
+        models.p_alive(p, x, t_x, T),
+        models.p_purchase(p, x, t_x, T, 52),
+        models.conditional_purchases(p, x, t_x, T, 52),
+    ):
+        assert np.isfinite(values).all()
+
+
+def test_likelihood_equals_the_paper_written_out():
+    x, t_x, T = 3.0, 20.0, 30.0
+    r, alpha, a, b = TRUTH.values()
+    a1 = gammaln(r + x) - gammaln(r) + r * np.log(alpha)
+    a2 = gammaln(a + b) + gammaln(b + x) - gammaln(b) - gammaln(a + b + x)
+    a3 = -(r + x) * np.log(alpha + T)
+    a4 = np.log(a) - np.log(b + x - 1) - (r + x) * np.log(alpha + t_x)
+    ours = models.log_likelihood(TRUTH, *(np.array([v]) for v in (x, t_x, T)))
+    assert ours[0] == pytest.approx(a1 + a2 + np.log(np.exp(a3) + np.exp(a4)), rel=1e-12)
+
+
+def test_importing_lifetimes_leaves_pandas_and_the_warnings_as_they_were():
+    import warnings
+
+    def state():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return pd.get_option("mode.chained_assignment")
+
+    before, filters = state(), list(warnings.filters)
+    with fitting._lifetimes("test"):
+        pass
+    assert (state(), list(warnings.filters)) == (before, filters)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"margin": 30}, "margin is 30; it must lie between 0 and 1"),
+        ({"margin": 0.3, "horizon_days": 0}, "horizon_days is 0"),
+        ({"margin": 0.3, "annual_discount_rate": -1}, "annual_discount_rate is -1"),
+    ],
+)
+def test_terms_out_of_range_are_refused_in_words(fitted, options, said):
+    with pytest.raises(UsageError, match=said):
+        fitted[1].predict(fitted[0], **options)
+
+
+def test_a_model_that_does_not_exist_is_refused(fitted):
+    with pytest.raises(UsageError, match="no model 'bg'; choose one of"):
+        clv.fit(fitted[0], model="bg")
+
+
+def test_too_few_customers_who_came_back_are_refused(make_shop):
+    rows = "\n".join(f"c{i},2024-01-{1 + i % 28:02d},10" for i in range(200))
+    shop = make_shop(f"customer_id,purchased_at,amount\n{rows}\nc1,2024-02-10,5\n")
+    with pytest.raises(DataError, match="Only 1 of 200 customers came back"):
+        clv.fit(customers.summary(shop, as_of="2024-03-01"))
+
+
+def test_a_hold_out_beyond_the_log_is_refused(sample):
+    with pytest.raises(UsageError, match="Choose an earlier split or a shorter horizon"):
+        clv.backtest(sample(), split="1998-06-01", horizon_days=273)
+
+
+@pytest.mark.slow
+def test_parameters_of_a_generated_world_come_back_within_four_standard_errors():
+    x, t_x, T = generated(100_000, seed=1)
+    model = clv.fit(summary_of(x, t_x, T))
+    for name, error in zip(TRUTH, np.sqrt(np.diag(model.covariance)), strict=True):
+        assert model.parameters[name] == pytest.approx(TRUTH[name], abs=4 * error)
+        assert error < 0.05 * TRUTH[name]
+
+
+@pytest.mark.slow
+def test_standard_errors_cover_the_truth_in_generated_worlds():
+    worlds, inside = 60, dict.fromkeys(TRUTH, 0)
+    for seed in range(worlds):
+        model = clv.fit(summary_of(*generated(4_000, seed=seed)))
+        for name, error in zip(TRUTH, np.sqrt(np.diag(model.covariance)), strict=True):
+            # On the logarithm, where the estimate is closer to normal.
+            off = np.log(model.parameters[name] / TRUTH[name])
+            inside[name] += abs(off) < 1.96 * error / model.parameters[name]
+    # 95 % of 60 is 57; fewer than 51 or none missed has a chance below .1 % and 5 % at .95.
+    assert min(inside.values()) >= 51, inside

@@ -1,0 +1,335 @@
+import datetime as dt
+import json
+import shutil
+import stat
+
+import nbformat
+import pandas as pd
+import pytest
+
+from crmlab import reports, results
+from crmlab.reports import config, index, page, runner
+from crmlab.tables import DataError, UsageError
+
+
+@pytest.fixture
+def project(tmp_path, home, monkeypatch):
+    """A project with a quick notebook on a small shop, and one report of it."""
+    monkeypatch.setenv("CRMLAB_HOME", str(tmp_path))
+    for name in ("notebooks", "data/small", "reports"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "data" / "small" / "shop.toml").write_text('name = "Small <shop>"\n')
+    (tmp_path / "data" / "small" / "transactions.csv").write_text(
+        "customer_id,purchased_at,amount\na,2024-01-01,5\na,2024-01-09,2\nb,oops,2\n"
+    )
+    (tmp_path / "reports" / "reports.toml").write_text(
+        '[[report]]\nid = "quick"\nnotebook = "quick"\nshop = "small"\n'
+    )
+    write_notebook(tmp_path)
+    return tmp_path
+
+
+def write_notebook(project, code="", end=None):
+    end = end or (
+        'results.publish(summary="All <b>well</b>", '
+        'kpis=[results.Kpi("Rows", level, "count", "up")], '
+        "left_out=shop.check(as_of=as_of).left_out())"
+    )
+    cells = [
+        nbformat.v4.new_markdown_cell("# What <now>?\n\nSome text."),
+        nbformat.v4.new_code_cell(
+            'shop_name: str = "small"  # a folder\nas_of: str = ""  # a date\n'
+            'level: int = 3  # how many\nshare: float = 0.5  # of all\nword: str = "x"  # said',
+            metadata={"tags": ["parameters"]},
+        ),
+        nbformat.v4.new_code_cell(
+            "from crmlab import results, sources\nshop = sources.open_shop(shop_name)"
+        ),
+        nbformat.v4.new_markdown_cell("## A part"),
+        nbformat.v4.new_code_cell(code),
+        nbformat.v4.new_code_cell(end),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "x", "language": "python"}
+    nbformat.write(notebook, project / "notebooks" / "quick.ipynb")
+
+
+def go(project, **options):
+    report = reports.load(project)["quick"]
+    return reports.run(project, report, progress=False, **options)
+
+
+def site(project):
+    folder = project / "reports" / "site"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def last_manifest(project):
+    return index.manifests(project)[-1]
+
+
+def test_a_run_publishes_a_page_and_keeps_the_rest_private(project):
+    result = go(project, slot="2024-01-20T06:00")
+    assert result.page.name == "20240120T060000.html"
+    assert result.page.read_bytes() == (result.page.parent / "index.html").read_bytes()
+    assert stat.S_IMODE(result.page.stat().st_mode) == 0o644
+    assert stat.S_IMODE(result.folder.stat().st_mode) == 0o700
+    manifest = last_manifest(project)
+    assert (manifest["state"], manifest["as_of"]) == ("published", "2024-01-09")
+    assert manifest["kpis"][0]["value"] == 3
+    assert manifest["versions"]["papermill"]
+    html = result.page.read_text()
+    assert "All &lt;b&gt;well&lt;/b&gt;" in html
+    assert "Small &lt;shop&gt;" in html
+    assert "What &lt;now&gt;?" in html
+    assert "set aside: purchased_at unreadable" in html
+    aside = project / "reports" / "private" / "small" / "set_aside" / "transactions.parquet"
+    assert pd.read_parquet(aside)["rule"].tolist() == ["purchased_at unreadable"]
+    front = (project / "reports" / "site" / "index.html").read_text()
+    assert "small/quick/" in front
+    assert "All &lt;b&gt;well&lt;/b&gt;" in front
+
+
+def test_the_same_slot_run_late_gives_the_same_page_apart_from_the_time_it_was_made(project):
+    first = go(project, slot="2024-01-05T06:00").page.read_text()
+    again = go(project, slot="2024-01-05T06:00").page.read_text()
+    assert last_manifest(project)["as_of"] == "2024-01-04"
+
+    def without_time(html):
+        return [line for line in html.splitlines() if " UTC" not in line]
+
+    assert without_time(first) == without_time(again)
+
+
+def test_tiles_show_the_change_since_an_earlier_date_not_since_a_rerun(project):
+    go(project, as_of="2024-01-05", parameters={"level": "4"})
+    manifest = last_manifest(project)
+    assert manifest["key"].endswith(config.slug({"level": 4}))
+    kpi = {"label": "Rows", "value": 5.0, "kind": "count", "better": "up", "text": "5"}
+    assert index.previous(project, manifest["key"], "2024-01-05") is None
+    before = index.previous(project, manifest["key"], "2024-01-09")
+    tile = runner._tile(kpi, before, results.Numbers())
+    assert (tile["change"], tile["direction"]) == ("▲ +25.0% since Jan 5, 2024", "up")
+    share = {**kpi, "kind": "share", "value": 3.9, "better": "down"}
+    assert runner._tile(share, before, results.Numbers())["change"].startswith("▼ −10.0% points")
+    assert runner._tile(share, before, results.Numbers())["direction"] == "up"
+    assert runner._tile(kpi, None, results.Numbers())["change"] == ""
+
+
+def test_old_data_are_said_to_be_old_unless_the_report_fixes_its_date(project):
+    assert "days before it was made" in go(project).page.read_text()
+    toml = project / "reports" / "reports.toml"
+    toml.write_text(toml.read_text() + 'parameters = { as_of = "2024-01-05" }\n')
+    assert "days before it was made" not in go(project).page.read_text()
+
+
+FAILURES = {
+    "an exception": ("raise RuntimeError('it broke')", None, reports.RunError, "RuntimeError"),
+    "an exit": ("import os; os._exit(3)", None, reports.RunError, "running the notebook failed"),
+    "bad data": (
+        "from crmlab import tables\nraise tables.DataError('Too few customers: 3.')",
+        None,
+        DataError,
+        "Too few customers: 3.",
+    ),
+    "a script on the page": (
+        "from IPython.display import HTML\nHTML('<script>1</script>')",
+        None,
+        reports.RunError,
+        "it holds a script",
+    ),
+    "a picture from elsewhere": (
+        'from IPython.display import HTML\nHTML(\'<img alt="x" src="http://example.org/x.png">\')',
+        None,
+        reports.RunError,
+        "asks for something outside it",
+    ),
+    "nothing published": ("", "1", reports.RunError, "published nothing"),
+    "too slow": ("import time; time.sleep(60)", None, reports.RunError, "running the notebook"),
+}
+
+
+@pytest.mark.parametrize("what", FAILURES)
+def test_a_failure_leaves_the_last_good_page_and_is_said_on_the_front_page(project, what):
+    code, end, error, said = FAILURES[what]
+    if what == "too slow":
+        toml = project / "reports" / "reports.toml"
+        toml.write_text(toml.read_text() + "timeout_minutes = 0.05\n")
+    go(project, slot="2024-01-20T06:00")
+    before = site(project)
+    write_notebook(project, code, end)
+    with pytest.raises(error, match=said):
+        go(project, slot="2024-01-21T06:00")
+    after = site(project)
+    front = after.pop("index.html").decode()
+    before.pop("index.html")
+    assert after == before
+    assert "last run failed" in front
+    assert "The page shown is the last good one." in front
+    manifest = last_manifest(project)
+    assert manifest["state"] == "failed"
+    assert said in manifest["failure"]
+    write_notebook(project)
+    go(project, slot="2024-01-22T06:00")
+    assert "last run failed" not in site(project)["index.html"].decode()
+
+
+def test_a_site_that_cannot_be_written_is_a_failed_run(project):
+    (project / "reports" / "site").mkdir()
+    (project / "reports" / "site" / "small").write_text("in the way")
+    with pytest.raises(reports.RunError, match="publishing the page failed"):
+        go(project)
+    assert (project / "reports" / "site" / "small").read_text() == "in the way"
+
+
+def test_a_shop_whose_data_are_gone_keeps_its_page(project):
+    go(project)
+    before = site(project)
+    (project / "data" / "small" / "transactions.csv").unlink()
+    with pytest.raises(DataError, match="has no file"):
+        go(project)
+    after = site(project)
+    assert {k: v for k, v in after.items() if k != "index.html"} == {
+        k: v for k, v in before.items() if k != "index.html"
+    }
+
+
+def test_a_report_that_is_being_run_is_left_alone(project):
+    from filelock import FileLock
+
+    lock = project / "reports" / "private" / f"small/quick/{config.slug({})}.lock"
+    lock.parent.mkdir(parents=True)
+    with FileLock(lock), pytest.raises(reports.BusyError, match="being run by another process"):
+        go(project)
+
+
+def test_parameters_are_read_from_the_notebook_with_their_help(project):
+    found = config.schema(project / "notebooks" / "quick.ipynb")
+    assert [(p.name, p.type, p.default, p.help) for p in found.values()][2:4] == [
+        ("level", int, 3, "how many"),
+        ("share", float, 0.5, "of all"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ({"level": "7"}, {"level": 7}),
+        ({"share": 1}, {"share": 1.0}),
+        ({"share": "1e-3"}, {"share": 0.001}),
+        ({"word": "007"}, {"word": "007"}),
+        ({"word": "'); import os; ('"}, {"word": "'); import os; ('"}),
+    ],
+)
+def test_parameters_become_what_the_notebook_says_they_are(project, given, read):
+    assert config.validate(project / "notebooks" / "quick.ipynb", given) == read
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"levle": 3}, "no parameter 'levle'; it has .*mean 'level'"),
+        (
+            {"level": "many"},
+            r"'level' is 'many'; it must be a whole number, such as 3 \(how many\)",
+        ),
+        ({"level": 2.5}, "must be a whole number"),
+        ({"level": True}, "must be a whole number"),
+        ({"share": "1.2.3"}, "must be a number"),
+        ({"word": 7}, "must be text"),
+        ({"__import__('os')": 1}, "no parameter"),
+    ],
+)
+def test_other_parameters_are_refused_before_anything_runs(project, given, said):
+    with pytest.raises(UsageError, match=said):
+        go(project, parameters=given)
+    assert not (project / "reports" / "private").exists()
+
+
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        ('[[report]]\nid = "a"\n', "number 1 needs notebook, shop"),
+        ('[[report]]\nid = "a"\nnotebok = "b"\n', "no setting 'notebok'.*mean 'notebook'"),
+        ('[[report]]\nid = "../a"\nnotebook = "b"\nshop = "c"\n', "is no plain name"),
+        ('[[report]]\nid = "a"\nnotebook = "b"\nshop = "c"\n' * 2, "two reports have the id 'a'"),
+        ("[[report]\n", "not valid TOML"),
+    ],
+)
+def test_a_broken_reports_toml_is_an_error_in_words(project, toml, said):
+    (project / "reports" / "reports.toml").write_text(toml)
+    with pytest.raises(UsageError, match=said):
+        reports.load(project)
+
+
+def test_a_slug_is_one_folder_name_whatever_the_values(project):
+    for value in ("../../etc", "a/b", "x" * 500, "", ".", "\x00", "дата"):
+        slug = config.slug({"word": value})
+        assert "/" not in slug
+        assert not slug.startswith(".")
+        assert len(slug) < 80
+    assert config.slug({"word": "a/b"}) != config.slug({"word": "a_b"})
+    assert config.slug({"as_of": "2024-01-01"}) == config.slug({})
+
+
+GOOD = (
+    "<html><head><style>p{color:red}</style></head><body><h1>a</h1><h2>b</h2>"
+    '<a href="http://example.org">out</a><figure role="img" aria-label="x"><svg/></figure>'
+    '<img alt="y" src="data:image/png;base64,AA=="></body></html>'
+)
+
+
+def test_a_page_that_stands_alone_passes_the_check():
+    page.check(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("<style>", '<link href="x.css"><style>'), "asks for something outside"),
+        (("p{color:red}", "@import 'x'"), "a style asks"),
+        (("p{color:red}", "p{background:url(http://x)}"), "a style asks"),
+        (("<h2>b", '<p style="background:url(//x)"><h2>b'), "a style asks"),
+        (("<h2>b", "<script>1</script><h2>b"), "script or a frame"),
+        (("<h2>b", '<p onclick="x()"><h2>b'), "runs code"),
+        (('aria-label="x"', ""), "no alternative text"),
+        (('alt="y"', 'alt="No description has been provided for this image"'), "no alternative"),
+        (("<h2>b</h2>", "<h3>b</h3>"), "headings"),
+        (("<h2>b</h2>", "<h1>b</h1>"), "headings"),
+        (("<h2>b", "x" * 5_000_001 + "<h2>b"), "bytes, more than"),
+    ],
+)
+def test_a_page_that_does_not_is_refused(change, said):
+    assert change[0] in GOOD
+    with pytest.raises(page.PageError, match=said):
+        page.check(GOOD.replace(*change))
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    target = tmp_path / "page.html"
+    page.write(target, "old", 0o644)
+    with pytest.raises(UnicodeEncodeError):
+        page.write(target, "new \ud800", 0o644)
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_the_manifest_tells_when_and_how_long(project):
+    go(project)
+    manifest = json.loads(json.dumps(last_manifest(project)))
+    age = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(manifest["started"])
+    assert dt.timedelta(0) <= age < dt.timedelta(minutes=10)
+    assert 0 < manifest["seconds"] < 600
+    assert len(manifest["fingerprint"]) == 16
+
+
+def test_a_notebook_without_a_title_is_no_page(project):
+    notebook = nbformat.read(project / "notebooks" / "quick.ipynb", 4)
+    del notebook.cells[0]
+    with pytest.raises(page.PageError, match="has no title"):
+        page.sections(notebook)
+
+
+def test_the_front_page_without_runs_says_how_to_begin(project):
+    assert "No report has run yet" in index.write(project).read_text()
+    shutil.rmtree(project / "reports" / "site")

@@ -1,0 +1,323 @@
+import datetime as dt
+import decimal
+import gzip
+
+import duckdb
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from crmlab import sources, tables
+from crmlab.tables import DataError, UsageError
+
+CSV = """customer_id,purchased_at,amount
+007,2024-01-01 10:00,12.50
+007,2024-01-03,7.25
+1e5,2024-01-05,3
+,2024-01-06,4
+"""
+
+
+def rows(shop):
+    table = shop.table("transactions").order_by("purchased_at", "amount").to_pyarrow()
+    return pd.DataFrame(table.to_pylist())
+
+
+def test_ids_stay_text_and_money_is_decimal(make_shop):
+    table = make_shop(CSV).table("transactions")
+    assert str(table.schema()["amount"]) == "decimal(18, 4)"
+    found = table.order_by("purchased_at").to_pyarrow().to_pylist()
+    assert [row["customer_id"] for row in found] == ["007", "007", "1e5", None]
+    assert found[0]["amount"] == decimal.Decimal("12.5")
+    assert found[0]["purchased_on"] == dt.date(2024, 1, 1)
+
+
+@pytest.mark.parametrize("form", ["csv", "csv.gz", "parquet", "folder", "duckdb"])
+def test_every_kind_of_file_gives_the_same_table(make_shop, tmp_path, form):
+    frame = pd.DataFrame(
+        {
+            "customer_id": ["a", "b"],
+            "purchased_at": pd.to_datetime(["2024-01-01", "2024-01-02"]),
+            "amount": [1.5, -2.25],
+        }
+    )
+    source = ""
+    if form == "csv":
+        frame.to_csv(tmp_path / "transactions.csv", index=False)
+    elif form == "csv.gz":
+        frame.to_csv(tmp_path / "transactions.csv.gz", index=False)
+    elif form == "parquet":
+        frame.to_parquet(tmp_path / "transactions.parquet")
+    elif form == "folder":
+        (tmp_path / "transactions").mkdir()
+        frame.iloc[:1].to_parquet(tmp_path / "transactions" / "1.parquet")
+        frame.iloc[1:].to_parquet(tmp_path / "transactions" / "2.parquet")
+    else:
+        source = '[source]\nurl = "shop.duckdb"\n'
+        with duckdb.connect(str(tmp_path / "shop.duckdb")) as connection:
+            connection.register("frame", frame)
+            connection.execute("create table transactions as select * from frame")
+    found = rows(make_shop(None, source))
+    assert list(found["customer_id"]) == ["a", "b"]
+    assert [float(value) for value in found["amount"]] == [1.5, -2.25]
+
+
+def test_opening_a_source_changes_nothing_in_its_folder(make_shop, tmp_path):
+    with duckdb.connect(str(tmp_path / "shop.duckdb")) as connection:
+        connection.execute(
+            "create table transactions as select '1' as customer_id, "
+            "timestamp '2024-01-01' as purchased_at, 1.0 as amount"
+        )
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    shop = make_shop(None, '[source]\nurl = "shop.duckdb"\n')
+    assert len(rows(shop)) == 1
+    after = {path: path.read_bytes() for path in tmp_path.iterdir() if path.name != "shop.toml"}
+    assert after == before
+
+
+def test_columns_are_renamed_once_and_the_separator_and_decimal_comma_are_read(make_shop):
+    shop = make_shop(
+        "card;ts;total\n1;31/12/2023;1,50\n2;01/02/2024;2,25\n",
+        '[tables.transactions]\nseparator = ";"\ndecimal = ","\ndate_format = "%d/%m/%Y"\n'
+        'columns = { customer_id = "card", purchased_at = "ts", amount = "total" }\n',
+    )
+    found = rows(shop)
+    assert list(found["purchased_on"]) == [dt.date(2023, 12, 31), dt.date(2024, 2, 1)]
+    assert [float(value) for value in found["amount"]] == [1.5, 2.25]
+
+
+def test_rows_that_break_a_rule_are_set_aside_by_name_and_written(make_shop, tmp_path):
+    bad = "x,not a date,1\ny,2024-01-01,ten\nz,,5\nw,2024-01-01,inf\nv,2024-01-01,\n"
+    good = "".join(f"c{n},2024-01-01,2\n" for n in range(10))
+    shop = make_shop("customer_id,purchased_at,amount\n" + bad + good)
+    check = shop.check()
+    assert {rule: n for rule, (n, _) in check.set_aside.items()} == {
+        "purchased_at unreadable": 1,
+        "purchased_at missing": 1,
+        "amount unreadable": 2,
+        "amount missing": 1,
+    }
+    assert (check.rows, check.used, check.used_money) == (15, 10, 20.0)
+    assert check.set_aside["purchased_at missing"] == (1, 5.0)
+    written = pd.read_parquet(shop.write_set_aside(tmp_path / "aside"))
+    assert (
+        dict(zip(written["rule"], written["customer_id"], strict=True))["purchased_at unreadable"]
+        == "x"
+    )
+    assert len(written) == 5
+    assert set(written[written["rule"] == "amount unreadable"]["amount"]) == {"ten", "inf"}
+
+
+def test_a_clean_table_sets_nothing_aside_and_writes_nothing(make_shop, tmp_path):
+    assert make_shop(CSV).write_set_aside(tmp_path / "aside") is None
+    assert not (tmp_path / "aside").exists()
+
+
+def test_an_anonymous_sale_is_kept_and_counted(make_shop):
+    assert make_shop(CSV).check().kept == {"customer_id missing (anonymous sale)": 1}
+
+
+def test_an_unreadable_optional_value_is_unknown_and_its_sale_stays(make_shop):
+    shop = make_shop("customer_id,purchased_at,amount,quantity\na,2024-01-01,5,many\n")
+    assert shop.check().kept == {"quantity unreadable": 1}
+    assert rows(shop)["quantity"].isna().all()
+
+
+def test_equal_lines_are_kept_and_counted_or_dropped_by_policy(make_shop):
+    csv = "customer_id,purchased_at,amount\na,2024-01-01,5\na,2024-01-01,5\nb,2024-01-01,5\n"
+    kept = make_shop(csv).check()
+    assert (kept.used, kept.kept) == (3, {tables.DUPLICATE_LINES: 1})
+    dropped = make_shop(csv, '[policy]\nduplicate_lines = "drop"\n').check()
+    assert (dropped.used, dropped.set_aside) == (2, {tables.DUPLICATE_LINES: (1, 5.0)})
+
+
+def test_rows_after_as_of_are_later_not_bad(make_shop):
+    check = make_shop(CSV).check(as_of="2024-01-03")
+    assert (check.used, check.later, check.used_money, check.later_money) == (2, 2, 19.75, 7.0)
+
+
+def test_the_published_counts_of_cdnow(home):
+    check = sources.open_shop("cdnow").check()
+    assert (check.rows, check.used, check.rows_set_aside) == (69659, 69659, 0)
+    assert check.used_money == 2500315.63
+    assert check.kept == {tables.DUPLICATE_LINES: 255}
+
+
+texts = st.one_of(
+    st.sampled_from(["", "nan", "inf", "-0", "1e400", "2024-02-30", "1893-01-01", "2262-05-01"]),
+    st.floats(-1e6, 1e6).map(str),
+    st.dates(dt.date(1893, 1, 1), dt.date(2100, 1, 1)).map(str),
+    st.text(st.characters(codec="utf-8", exclude_characters='",\n\r\x00'), max_size=8),
+)
+
+
+@given(st.lists(st.tuples(texts, texts, texts), min_size=1, max_size=12), st.dates())
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_row_is_used_set_aside_or_later_and_so_is_its_money(make_shop, lines, as_of):
+    # Good rows enough that the table is never refused, whatever the others hold.
+    good = [("good", "2024-05-05", "1.25")] * (len(lines) + 1)
+    cells = [",".join(f'"{cell}"' for cell in line) for line in lines + good]
+    shop = make_shop("customer_id,purchased_at,amount\n" + "\n".join(cells) + "\n")
+    check = shop.check(as_of=as_of)
+    assert check.rows == len(cells) == check.used + check.rows_set_aside + check.later
+    aside = sum(money for _, money in check.set_aside.values())
+    money = check.used_money + check.later_money + aside
+    readable = 0.0
+    for _, _, amount in lines + good:
+        value = pd.to_numeric(amount.strip() or None, errors="coerce")
+        if amount.isascii() and pd.notna(value) and abs(value) < 1e9:
+            readable += round(float(value), 4)
+    assert money == pytest.approx(readable, abs=1e-3 * len(cells))
+
+
+def test_a_file_with_times_is_complete_to_the_day_before_its_last(make_shop):
+    timed = make_shop("customer_id,purchased_at,amount\na,2024-01-05,1\na,2024-01-09 14:00,1\n")
+    assert timed.last_complete_day() == dt.date(2024, 1, 8)
+    dated = make_shop("customer_id,purchased_at,amount\na,2024-01-05,1\na,2024-01-09,1\n")
+    assert dated.last_complete_day() == dt.date(2024, 1, 9)
+
+
+def test_moments_become_the_shops_wall_clock_on_both_clock_change_days(make_shop, tmp_path):
+    moments = ["2024-03-31T00:59:00Z", "2024-03-31T01:00:00Z", "2024-10-26T22:30:00Z"]
+    pd.DataFrame(
+        {"customer_id": "a", "purchased_at": pd.to_datetime(moments), "amount": 1.0}
+    ).to_parquet(tmp_path / "transactions.parquet")
+    found = rows(make_shop(None, 'timezone = "Europe/Kyiv"\n'))
+    assert [str(at) for at in found["purchased_at"]] == [
+        "2024-03-31 02:59:00",
+        "2024-03-31 04:00:00",
+        "2024-10-27 01:30:00",
+    ]
+    assert found["purchased_on"].iloc[2] == dt.date(2024, 10, 27)
+
+
+def test_naive_times_are_the_shops_own_or_utc_by_policy(make_shop):
+    csv = "customer_id,purchased_at,amount\na,2024-01-01 23:30,1\na,2024-01-02 10:00,1\n"
+    own = make_shop(csv, 'timezone = "Europe/Kyiv"\n')
+    assert rows(own)["purchased_on"].iloc[0] == dt.date(2024, 1, 1)
+    utc = make_shop(csv, 'timezone = "Europe/Kyiv"\n[policy]\nnaive_timestamps = "UTC"\n')
+    assert rows(utc)["purchased_on"].iloc[0] == dt.date(2024, 1, 2)
+
+
+def test_the_fingerprint_changes_with_the_file(make_shop, tmp_path):
+    first = make_shop(CSV).fingerprint()
+    assert make_shop(None).fingerprint() == first
+    (tmp_path / "transactions.csv").write_text(CSV.replace("12.50", "12.51"))
+    assert make_shop(None).fingerprint() != first
+
+
+BAD = {
+    "a missing column": (
+        "card,purchased_at,amount\n1,2024-01-01,1\n",
+        "",
+        r"has no column for:\n  customer_id: who bought.*\nIt has: card, purchased_at, amount\.\n"
+        r"Rename yours in shop.toml under \[tables.transactions\]: columns = \{ customer_id = ",
+    ),
+    "dates that cannot be read": (
+        "customer_id,purchased_at,amount\na,31.12.2023,1\nb,24.12.2023,1\n",
+        "",
+        r"2 of 2 rows cannot be used, most for 'purchased_at unreadable', such as "
+        r"'(31|24).12.2023'. Say how dates look: \[tables.transactions\] date_format",
+    ),
+    "text for amounts": (
+        "customer_id,purchased_at,amount\na,2024-01-01,one\nb,2024-01-01,two\n",
+        "",
+        r"'amount unreadable', such as '(one|two)'. If it has a decimal comma",
+    ),
+    "an empty table": ("customer_id,purchased_at,amount\n", "", "is empty: it has columns but no"),
+    "an empty file": ("", "", "no column for|cannot be read"),
+    "a missing file": (None, "", r"has no file: looked for transactions.parquet, transactions.csv"),
+    "a missing folder": (None, '[source]\nurl = "nowhere"\n', "in .*nowhere"),
+    "a named file that is not there": (
+        None,
+        '[tables.transactions]\nfrom = "r.csv"\n',
+        "looked for r.csv",
+    ),
+    "a missing database": (None, '[source]\nurl = "x.duckdb"\n', "there is no DuckDB file"),
+    "a database for later": (
+        None,
+        '[source]\nurl = "postgresql://u:secret@h/db"\n',
+        "not 'postgresql'",
+    ),
+    "a rename of what is not there": (
+        CSV,
+        '[tables.transactions]\ncolumns = { amount = "total" }\n',
+        "renames 'total' .* has no such column. It has: customer_id, purchased_at, amount",
+    ),
+    "a setting misspelt": (CSV, "[policy]\nprivacy = 3\n", "no setting 'privacy'.*'privacy_k'"),
+    "a policy that is none": (
+        CSV,
+        '[policy]\nduplicate_lines = "delete"\n',
+        r"'delete'; use one of \('keep', 'drop'\)",
+    ),
+    "an unknown time zone": (CSV, 'timezone = "Europe/Kyif"\n', "timezone is not known"),
+    "an unknown locale": (CSV, 'locale = "xx_YY"\n', "locale or timezone is not known"),
+    "broken TOML": (CSV, "name = \n", "is not valid TOML"),
+    "a variable that is not set": (CSV, '[source]\nurl = "${CRMLAB_NO}"\n', "variable CRMLAB_NO"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_gets_a_sentence(make_shop, what):
+    csv, toml, said = BAD[what]
+    with pytest.raises(DataError, match=said) as caught:
+        make_shop(csv, toml).check()
+    assert "secret" not in str(caught.value)
+
+
+def test_a_truncated_parquet_file_is_an_error_in_words(make_shop, tmp_path):
+    pd.DataFrame({"customer_id": ["a"] * 1000}).to_parquet(tmp_path / "transactions.parquet")
+    whole = (tmp_path / "transactions.parquet").read_bytes()
+    with pytest.raises(DataError, match="cannot be read from .*transactions.parquet"):
+        make_shop(whole[: len(whole) // 2], name="transactions.parquet").check()
+
+
+def test_a_truncated_gz_file_is_an_error_in_words(make_shop):
+    whole = gzip.compress((CSV * 2000).encode())
+    with pytest.raises(DataError):
+        make_shop(whole[: len(whole) // 2], name="transactions.csv.gz").check()
+
+
+def test_text_in_a_database_is_not_parsed_and_the_view_to_make_is_shown(make_shop, tmp_path):
+    with duckdb.connect(str(tmp_path / "shop.duckdb")) as connection:
+        connection.execute(
+            "create table receipts as select '1' as customer_id, "
+            "timestamp '2024-01-01' as purchased_at, '1,0' as amount"
+        )
+    toml = '[source]\nurl = "shop.duckdb"\n[tables.transactions]\nfrom = "receipts"\n'
+    with pytest.raises(
+        DataError, match=r"CREATE VIEW .*CAST\(amount AS decimal\(18, 4\)\).* FROM receipts;"
+    ):
+        make_shop(None, toml).check()
+    with pytest.raises(DataError, match="has no table 'transactions'. It has: receipts"):
+        make_shop(None, '[source]\nurl = "shop.duckdb"\n').check()
+
+
+def test_an_unknown_shop_names_those_that_exist():
+    with pytest.raises(UsageError, match=r"No shop 'cdnov'.*There is: cdnow, .*mean 'cdnow'"):
+        sources.open_shop("cdnov")
+    with pytest.raises(UsageError, match="is no shop's name"):
+        sources.open_shop("../cdnow")
+
+
+def test_names_from_a_file_cannot_become_sql(make_shop):
+    evil = 'x"; drop table transactions; --'
+    quoted = '"' + evil.replace('"', '""') + '"'
+    shop = make_shop(
+        f"{quoted},purchased_at,amount\na,2024-01-01,1\n",
+        "[tables.transactions]\ncolumns = { customer_id = '" + evil + "' }\n",
+    )
+    assert list(rows(shop)["customer_id"]) == ["a"]
+
+
+def test_outside_a_project_the_error_says_where_to_go(tmp_path, monkeypatch):
+    monkeypatch.delenv("CRMLAB_HOME")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="set CRMLAB_HOME"):
+        sources.home()
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "reports.toml").touch()
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "deep" / "er")
+    assert sources.home() == tmp_path
