@@ -158,7 +158,7 @@ def slug(parameters: Mapping[str, Any]) -> str:
     """Name the folder of a page: the sanitised parameters and 8 hex digits of their hash.
 
     >>> slug({"horizon_days": 90})
-    'horizon_days-90-8ff2c6bb'
+    'horizon_days-90-8785e499'
     """
     own = {name: parameters[name] for name in sorted(parameters) if name not in SET_BY_THE_RUN}
     digest = hashlib.sha256(json.dumps(own).encode()).hexdigest()[:8]
