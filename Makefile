@@ -17,12 +17,13 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What takes long, and the fast tests once more on the lowest versions that pyproject.toml allows.
+# What takes long, and the fast tests once more on the lowest versions that pyproject.toml allows
+# (where old packages may warn about newer ones that they use).
 test-slow: .venv/installed-dev test-lowest
 	$(BIN)/pytest -m slow
 
 test-lowest: .venv-lowest/installed
-	.venv-lowest/bin/pytest -m "not slow and not lock"
+	.venv-lowest/bin/pytest -m "not slow and not lock" -o filterwarnings=default
 
 bench: .venv/installed-dev
 	$(BIN)/python -m tests.benchmarks

@@ -127,7 +127,13 @@ def worth(
 
     order = ibis.window(order_by=[values.clv.desc(), values.customer_id])
     customers_in_all = int(values.count().to_pyarrow().as_py())
-    steps = max(1, min(50, customers_in_all // max(k, 1)) // 5 * 5)
+    if customers_in_all < k:
+        raise tables.DataError(
+            f"The log has {customers_in_all} customers; no figure may stand for fewer than {k}."
+        )
+    # As many points as there can be of k customers each, in whole fifths where that goes.
+    steps = min(50, customers_in_all // k)
+    steps = steps // 5 * 5 or 1
     ranked = values.mutate(step=ibis.ntile(steps).over(order))
     groups = (
         ranked.group_by("step")
@@ -151,8 +157,8 @@ def worth(
         }
     ).loc[shown]
     start = pd.DataFrame({"share_of_customers": [0.0], "share_of_clv": [0.0]})
-    names = ["best fifth", "second", "third", "fourth", "last fifth"]
-    fifth = [names[step * 5 // steps] for step in groups["step"]]
+    names = ["best fifth", "second", "third", "fourth", "last fifth"] if steps > 1 else ["all"]
+    fifth = [names[step * len(names) // steps] for step in groups["step"]]
     fifths = results.merge_small_cells(
         groups.assign(fifth=fifth).groupby("fifth", sort=False).agg(
             customers=("customers", "sum"),
@@ -303,7 +309,8 @@ def backtest(
 
     Raises
     ------
-    UsageError if the log ends before `split` + `horizon_days`; DataError as `fit` does
+    UsageError if the log ends before `split` + `horizon_days`; DataError as `fit` does, and if
+    fewer customers than the shop's `privacy_k` bought after the split
     """
     import ibis
     import numpy as np
@@ -330,6 +337,12 @@ def backtest(
     keys = ["frequency", "recency", "T", "bought"]
     rows = joined.group_by(keys).aggregate(customers=joined.count()).order_by(keys).to_pandas()
     x, t_x, T, actual, weights = (rows[name].to_numpy(float) for name in [*keys, "customers"])
+    buyers, k = int(weights[actual > 0].sum()), shop.policy.privacy_k
+    if buyers < k:
+        raise tables.DataError(
+            f"Only {buyers} customers bought again between {first_day} and {until}; a hold-out "
+            f"check needs {k}. Choose another split or a longer horizon."
+        )
     forecasts = {
         MODELS[model]: models.conditional_purchases(
             fitted.parameters, x, fitted.units(t_x), fitted.units(T), fitted.units(horizon_days)
@@ -348,7 +361,7 @@ def backtest(
     in_all = days.aggregate(n=days.customer_id.nunique()).to_pyarrow()["n"][0].as_py()
     return Backtest(
         rows=scores,
-        tracking=_tracking(shop, past, days, fitted, until, k=shop.policy.privacy_k),
+        tracking=_tracking(past, days, fitted, until, k=k),
         model=fitted,
         split=first_day,
         horizon_days=horizon_days,
@@ -361,9 +374,13 @@ def backtest(
 
 
 def _tracking(
-    shop: Shop, past: ir.Table, days: ir.Table, model: ClvModel, until: dt.date, *, k: int
+    past: ir.Table, days: ir.Table, model: ClvModel, until: dt.date, *, k: int
 ) -> pd.DataFrame:
-    """Return cumulative repeat purchases, expected and actual, of the customers in `past`."""
+    """Return cumulative repeat purchases, expected and actual, of the customers in `past`.
+
+    By week back from `until`, or by longer steps where a week has fewer than `k` buyers; the curve
+    begins where a step first has that many.
+    """
     import ibis
     import numpy as np
     import pandas as pd
@@ -380,29 +397,29 @@ def _tracking(
     born = np.array([(tables.day(day) - start).days for day in cohorts["first_purchase"]])
     repeat = days.inner_join(past.select("customer_id", "first_purchase"), "customer_id")
     repeat = repeat.filter(repeat.purchased_on > repeat.first_purchase)
+    ago = ibis.literal(until).delta(repeat.purchased_on, unit="day").cast("float64")
     span = (until - start).days
-    for step in (7, 14, 28, 91, span):
-        number = repeat.purchased_on.delta(ibis.literal(start), unit="day").cast("float64")
-        stepped = repeat.mutate(step=(number / step).floor().cast("int64"))
+    for step in (7, 14, 28, 91, span + 1):
+        stepped = repeat.mutate(step=(ago / step).floor().cast("int64"))
         seen = (
             stepped.group_by("step")
             .aggregate(purchases=stepped.count(), customers=stepped.customer_id.nunique())
-            .order_by("step")
+            .order_by(ibis.desc("step"))
             .to_pandas()
         )
-        if (seen["customers"] >= k).all():
+        actual = seen["purchases"].cumsum()
+        enough = seen["customers"] >= k
+        shown = seen[enough.cummax()].index
+        if enough.loc[shown].all():
             break
-    ends = np.minimum((np.arange(seen["step"].max() + 1) + 1) * step - 1, span)
-    actual = np.zeros(len(ends))
-    actual[seen["step"].to_numpy(int)] = seen["purchases"]
-    counts = cohorts["customers"].to_numpy(float)
+    ends = span - seen["step"].loc[shown].to_numpy(int) * step
     # To the end of that day, so that the 78th week of CDNOW is 546 days.
     ages = np.maximum(ends[:, None] + 1 - born, 0)
-    expected = models.expected_purchases(model.parameters, model.units(ages)) @ counts
+    expected = models.expected_purchases(model.parameters, model.units(ages)) @ cohorts["customers"]
     return pd.DataFrame(
         {
             "day": [start + dt.timedelta(days=int(end)) for end in ends],
             "expected": expected,
-            "actual": np.cumsum(actual).astype(int),
+            "actual": actual.loc[shown].astype(int),
         }
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime as dt
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from crmlab import results, tables
@@ -47,6 +48,7 @@ class ClvModel:
     """A fitted model of purchases, and of spend.
 
     Parameters and log-likelihood are in units of `days_per_unit` days; horizons are always days.
+    `notes` say what the log cannot show.
     """
 
     model: str
@@ -57,6 +59,7 @@ class ClvModel:
     days_per_unit: float
     as_of: dt.date
     customers: int
+    notes: tuple[str, ...] = ()
 
     def predict(
         self,
@@ -157,7 +160,8 @@ class ClvModel:
 
     def _repr_html_(self) -> str:
         numbers = results.Numbers()
-        return results.html_table(
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
+        return notes + results.html_table(
             self.to_frame(),
             title=f"{MODELS[self.model]} on {numbers.number(self.customers)} customers as of "
             f"{numbers.day(self.as_of)}, log-likelihood {numbers.number(self.log_likelihood, 3)}, "
@@ -181,8 +185,10 @@ def fit(summary: ir.Table, *, model: str = "bgnbd", days_per_unit: float = 7) ->
     Raises
     ------
     UsageError for a model that does not exist; DataError if fewer than 30 customers came back, or
-    no maximum is found
+    the mean value of a purchase is infinite
     """
+    import numpy as np
+
     from crmlab import models
 
     if model not in MODELS:
@@ -199,23 +205,38 @@ def fit(summary: ir.Table, *, model: str = "bgnbd", days_per_unit: float = 7) ->
         )
     x, t_x, T = (rows[key].to_numpy(float) for key in keys)
     t_x, T = t_x / days_per_unit, T / days_per_unit
-    with _lifetimes(f"{MODELS[model]} on {int(weights.sum())} customers") as lifetimes:
-        fitter = lifetimes.BetaGeoFitter().fit(x, t_x, T, weights=weights)
-    parameters = {name: float(fitter.params_[name]) for name in ("r", "alpha", "a", "b")}
+    parameters = _lifetimes_fit("BetaGeoFitter", ("r", "alpha", "a", "b"), x, t_x, T, weights)
+    notes = []
+    if not parameters:
+        scale = float(np.median(T[T > 0])) if (T > 0).any() else 1.0
+        start = {"r": 0.5, "alpha": scale / 4, "a": 1.0, "b": 3.0}
+        parameters = _bounded_fit(
+            lambda values: models.log_likelihood(values, x, t_x, T), start, weights
+        )
+        notes.append(
+            f"{MODELS[model]}: no maximum at finite parameters, so they were held within 1,000 "
+            "times a usual value. How customers differ, in how often they buy or in when they stop, does "
+            "not show in this log; forecasts are usable if the hold-out check says so, standard "
+            "errors are not."
+        )
+    spend, spend_notes = _fit_spend(summary)
     newest = summary.order_by(summary["T"], summary.customer_id).limit(1).to_pandas().iloc[0]
     return ClvModel(
         model=model,
         parameters=parameters,
         log_likelihood=float(weights @ models.log_likelihood(parameters, x, t_x, T)),
-        covariance=_covariance(parameters, x, t_x, T, weights),
-        spend=_fit_spend(summary),
+        covariance=_covariance(parameters, x, t_x, T, weights) * (np.nan if notes else 1),
+        spend=spend,
+        notes=(*notes, *spend_notes),
         days_per_unit=days_per_unit,
         as_of=tables.day(newest["first_purchase"]) + dt.timedelta(days=int(newest["T"])),
         customers=int(weights.sum()),
     )
 
 
-def _fit_spend(summary: ir.Table) -> Spend:
+def _fit_spend(summary: ir.Table) -> tuple[Spend, list[str]]:
+    from crmlab import models
+
     repeat = summary.filter(summary.frequency > 0, summary.monetary_value > 0)
     keys = ["frequency", "monetary_value"]
     rows = repeat.group_by(keys).aggregate(customers=repeat.count()).order_by(keys).to_pandas()
@@ -225,24 +246,41 @@ def _fit_spend(summary: ir.Table) -> Spend:
             f"Only {int(counts.sum())} customers came back and spent more than nothing; the value "
             f"of a purchase needs at least {MIN_REPEAT_CUSTOMERS} of them."
         )
-    with _lifetimes(f"Gamma-Gamma on {int(counts.sum())} repeat customers") as lifetimes:
-        fitter = lifetimes.GammaGammaFitter().fit(
-            rows["frequency"].to_numpy(float),
-            rows["monetary_value"].to_numpy(float),
-            weights=counts,
+    x, value = (rows[key].to_numpy(float) for key in keys)
+    parameters = _lifetimes_fit("GammaGammaFitter", ("p", "q", "v"), x, value, counts)
+    notes = []
+    if not parameters:
+        start = {"p": 5.0, "q": 4.0, "v": float(counts @ value / counts.sum())}
+        parameters = _bounded_fit(
+            lambda values: models.spend_log_likelihood(values, x, value), start, counts
         )
-    p, q, v = (float(fitter.params_[name]) for name in ("p", "q", "v"))
+        notes.append(
+            "Gamma-Gamma: customers do not visibly differ in what they spend, so each is taken to "
+            "spend nearly what all do on average."
+        )
+    p, q, v = parameters["p"], parameters["q"], parameters["v"]
     if q <= 1:
         raise tables.DataError(
             f"Gamma-Gamma finds q = {q:.2f}: at q <= 1 the mean value of a purchase is infinite. "
             "Look for a few enormous amounts, or amounts in two currencies."
         )
-    return Spend(p, q, v, int(counts.sum()))
+    return Spend(p, q, v, int(counts.sum())), notes
+
+
+def _lifetimes_fit(fitter: str, names: tuple[str, ...], *columns: Array) -> dict[str, float]:
+    """Fit by lifetimes; the last column are weights. Empty if it finds no maximum."""
+    with lifetimes_imported() as lifetimes:
+        *data, weights = columns
+        try:
+            fitted = getattr(lifetimes, fitter)().fit(*data, weights=weights)
+        except lifetimes.utils.ConvergenceError:
+            return {}
+    return {name: float(fitted.params_[name]) for name in names}
 
 
 @contextmanager
-def _lifetimes(what: str) -> Iterator[Any]:
-    """Give lifetimes' fitters, undo what importing them changes, and explain a failed fit."""
+def lifetimes_imported() -> Iterator[Any]:
+    """Give the package lifetimes, quiet, and undo what importing it changes."""
     import pandas as pd
 
     # A fitter that fails prints the optimiser's state.
@@ -250,18 +288,26 @@ def _lifetimes(what: str) -> Iterator[Any]:
         warnings.simplefilter("ignore")
         before = pd.get_option("mode.chained_assignment")
         import lifetimes
-        from lifetimes.utils import ConvergenceError
 
         pd.set_option("mode.chained_assignment", before)
-        try:
-            yield lifetimes
-        except ConvergenceError as error:
-            raise tables.DataError(
-                f"{what}: the likelihood has no maximum. Check in this order: 1. does the log "
-                "show any dropout (customers who once bought often and then stopped)? 2. are "
-                "there a few customers with extreme counts or amounts, such as a till's own "
-                "account? 3. is the log long against the time between purchases?"
-            ) from error
+        yield lifetimes
+
+
+def _bounded_fit(
+    likelihood: Callable[[dict[str, float]], Array], start: dict[str, float], weights: Array
+) -> dict[str, float]:
+    """Maximise where lifetimes finds no maximum: each parameter within 1,000 times its start."""
+    import numpy as np
+    from scipy.optimize import minimize
+
+    def loss(logarithms: Array) -> float:
+        values = dict(zip(start, np.exp(logarithms), strict=True))
+        return -float(weights @ likelihood(values)) / float(weights.sum())
+
+    at = np.log(list(start.values()))
+    bounds = [(value - np.log(1000), value + np.log(1000)) for value in at]
+    best = minimize(loss, at, bounds=bounds, method="L-BFGS-B", options={"ftol": 1e-13})
+    return {name: float(value) for name, value in zip(start, np.exp(best.x), strict=True)}
 
 
 def _covariance(

@@ -27,6 +27,23 @@ def log_likelihood(parameters: dict[str, float], x: Array, t_x: Array, T: Array)
     return np.asarray(common + np.logaddexp(alive, np.where(x > 0, dropped, -np.inf)))
 
 
+def spend_log_likelihood(parameters: dict[str, float], x: Array, value: Array) -> Array:
+    """Return the Gamma-Gamma log-likelihood of customers with mean `value` over `x` purchases.
+
+    Fader and Hardie (2013), note 025, equation 1a.
+    """
+    p, q, v = (parameters[name] for name in ("p", "q", "v"))
+    return np.asarray(
+        gammaln(p * x + q)
+        - gammaln(p * x)
+        - gammaln(q)
+        + q * np.log(v)
+        + (p * x - 1) * np.log(value)
+        + p * x * np.log(x)
+        - (p * x + q) * np.log(x * value + v)
+    )
+
+
 def p_alive(parameters: dict[str, float], x: Array, t_x: Array, T: Array) -> Array:
     """Return the chance of not having dropped out by `T`.
 

@@ -126,7 +126,7 @@ def test_formulas_agree_with_lifetimes_own(fitted):
     summary, model = fitted
     rows = summary.to_pandas()
     x, t_x, T = rows["frequency"].to_numpy(), rows["recency"] / 7, rows["T"] / 7
-    with fitting._lifetimes("test") as lifetimes:
+    with fitting.lifetimes_imported() as lifetimes:
         fitter = lifetimes.BetaGeoFitter()
         fitter.params_ = pd.Series(model.parameters)
         alive = fitter.conditional_probability_alive(x, t_x, T)
@@ -255,6 +255,44 @@ def test_customers_born_after_the_split_are_counted_and_not_forecast(sample, hom
     assert test.actual == len(later.drop_duplicates(["customer_id", "purchased_at"]))
 
 
+def small_log(n, seed=4):
+    """Return the CSV of `n` customers of one year, a few of whom come back often."""
+    rng = np.random.default_rng(seed)
+    rows = ["customer_id,purchased_at,amount"]
+    rates, dropouts = rng.gamma(0.5, 1 / 30, n), rng.beta(0.8, 2.4, n)
+    for customer, (rate, dropout) in enumerate(zip(rates, dropouts, strict=True)):
+        day = rng.integers(0, 120)
+        while day < 365:
+            date = dt.date(2024, 1, 1) + dt.timedelta(days=int(day))
+            rows.append(f"c{customer},{date},{rng.gamma(4, 5):.2f}")
+            day += 1 + rng.exponential(1 / rate)
+            day += 10_000 * (rng.uniform() < dropout)
+    return "\n".join(rows) + "\n"
+
+
+@pytest.mark.parametrize("k", [10, 25])
+def test_no_step_of_the_tracking_curve_stands_for_fewer_than_k_customers(make_shop, tmp_path, k):
+    shop = make_shop(small_log(400), f"[policy]\nprivacy_k = {k}\n")
+    test = clv.backtest(shop, split="2024-06-30", horizon_days=150)
+    log = pd.read_csv(tmp_path / "transactions.csv", parse_dates=["purchased_at"])
+    first = log.groupby("customer_id")["purchased_at"].transform("min")
+    log = log[(first <= "2024-06-30") & (log["purchased_at"] > first)]
+    before, ends = pd.Timestamp.min, [pd.Timestamp(day) for day in test.tracking["day"]]
+    assert len(ends) > 2
+    for end, actual in zip(ends, test.tracking["actual"], strict=True):
+        step = log[(log["purchased_at"] > before) & (log["purchased_at"] <= end)]
+        assert step["customer_id"].nunique() >= k
+        assert actual == (log["purchased_at"] <= end).sum()
+        before = end
+    assert ends[-1] == pd.Timestamp("2024-11-27")
+
+
+def test_a_hold_out_with_fewer_buyers_than_k_is_refused(make_shop):
+    shop = make_shop(small_log(400), "[policy]\nprivacy_k = 100\n")
+    with pytest.raises(DataError, match="customers bought again between .* needs 100"):
+        clv.backtest(shop, split="2024-06-30", horizon_days=30)
+
+
 def test_equal_forecasts_share_their_places_whatever_the_order():
     forecast, actual = np.array([1.0, 1, 1, 1, 5]), np.array([4.0, 0, 0, 0, 4])
     forward = models.score(forecast, actual, np.ones(5))
@@ -317,6 +355,24 @@ def test_a_fifth_dominated_by_one_customer_shows_no_sum():
     assert "3,0" not in worth._repr_html_()
 
 
+@pytest.mark.parametrize(("n", "labels"), [(49, ["all"]), (50, ["best fifth", "second"])])
+def test_fifths_are_shown_only_where_each_has_k_customers(n, labels):
+    frame = pd.DataFrame(
+        {
+            "customer_id": [f"{i:03d}" for i in range(n)],
+            "p_purchase": 0.5,
+            "expected_value": 10.0,
+            "clv": np.linspace(3, 1, n),
+        }
+    )
+    terms = {"horizon_days": 365, "margin": 0.3, "annual_discount_rate": 0.0}
+    worth = clv.worth(ibis.memtable(frame), **terms, numbers=clv.results.Numbers(), k=10)
+    assert list(worth.fifths["fifth"])[:2] == labels
+    assert (worth.fifths["customers"] >= 10).all()
+    with pytest.raises(DataError, match=f"The log has {n} customers"):
+        clv.worth(ibis.memtable(frame), **terms, numbers=clv.results.Numbers(), k=n + 1)
+
+
 def test_likelihood_has_no_nan_at_extremes():
     x = np.array([0.0, 1, 10_000, 10_000, 0])
     t_x = np.array([0.0, 0, 1040, 1.0, 0])
@@ -351,7 +407,7 @@ def test_importing_lifetimes_leaves_pandas_and_the_warnings_as_they_were():
             return pd.get_option("mode.chained_assignment")
 
     before, filters = state(), list(warnings.filters)
-    with fitting._lifetimes("test"):
+    with fitting.lifetimes_imported():
         pass
     assert (state(), list(warnings.filters)) == (before, filters)
 
@@ -379,6 +435,49 @@ def test_too_few_customers_who_came_back_are_refused(make_shop):
     shop = make_shop(f"customer_id,purchased_at,amount\n{rows}\nc1,2024-02-10,5\n")
     with pytest.raises(DataError, match="Only 1 of 200 customers came back"):
         clv.fit(customers.summary(shop, as_of="2024-03-01"))
+
+
+def test_a_log_that_does_not_show_how_dropout_differs_is_fitted_and_said(make_shop, capfd):
+    model = clv.fit(customers.summary(make_shop(small_log(400, seed=3)), as_of="2024-06-30"))
+    assert [note.split(":")[0] for note in model.notes] == ["BG/NBD"]
+    # The mean chance of stopping after a purchase, which is what forecasts need, is .8 / 3.2;
+    # the log of half a year knows it roughly.
+    a, b = model.parameters["a"], model.parameters["b"]
+    assert 0.1 < a / (a + b) < 0.4
+    assert "held within 1,000 times" in model._repr_html_()
+    errors = model.to_frame().set_index("parameter")["standard_error"]
+    assert np.isnan(errors[["r", "alpha", "a", "b"]]).all()
+    assert capfd.readouterr().out == ""
+
+
+def test_customers_who_all_spend_alike_get_the_common_mean_and_it_is_said(make_shop):
+    summary = customers.summary(make_shop(small_log(400, seed=4)), as_of="2024-06-30")
+    model = clv.fit(summary)
+    assert [note.split(":")[0] for note in model.notes] == ["Gamma-Gamma"]
+    assert model.spend.population_mean == pytest.approx(20, rel=0.05)
+    values = summary.mutate(value=model._value_of_a_purchase(summary)).value.to_pandas()
+    assert values.min() == pytest.approx(20, rel=0.1)
+    assert values.max() == pytest.approx(20, rel=0.1)
+
+
+def test_the_bounded_fit_finds_lifetimes_maximum_where_there_is_one(fitted):
+    rows = fitted[0].to_pandas()
+    x, t_x, T = (rows[k].to_numpy(float) for k in ("frequency", "recency", "T"))
+    ours = fitting._bounded_fit(
+        lambda values: models.log_likelihood(values, x, t_x / 7, T / 7),
+        {"r": 0.5, "alpha": 8.0, "a": 1.0, "b": 3.0},
+        np.ones(len(x)),
+    )
+    assert ours == pytest.approx(fitted[1].parameters, rel=2e-3)
+    repeat = rows[rows["frequency"] > 0]
+    spend = fitting._bounded_fit(
+        lambda values: models.spend_log_likelihood(
+            values, repeat["frequency"].to_numpy(float), repeat["monetary_value"].to_numpy()
+        ),
+        {"p": 5.0, "q": 4.0, "v": 35.0},
+        np.ones(len(repeat)),
+    )
+    assert spend == pytest.approx(SAMPLE["gamma_gamma"], rel=2e-3)
 
 
 def test_a_hold_out_beyond_the_log_is_refused(sample):

@@ -220,10 +220,11 @@ def _context(
         )
     log = shop.check("transactions")
     left_out = pd.DataFrame(manifest["left_out"], columns=["what", "rows", "money"])
+    # The amount of a few rows would be somebody's purchase.
+    left_out["money"] = left_out["money"].astype(float).where(left_out["rows"] >= policy.privacy_k)
     own = {k: v for k, v in manifest["parameters"].items() if k not in config.SET_BY_THE_RUN}
     return {
         "css": (page.TEMPLATES / "house.css").read_text(encoding="utf-8"),
-        "language": numbers.locale.split("_")[0],
         "shop": manifest["shop_name"],
         "as_of": numbers.day(as_of),
         "index": "../../../index.html",

@@ -59,7 +59,7 @@ def main():
         shop = sources.open_shop("cdnow")
         shop.check()
         summary = customers.summary(shop, as_of="1998-06-30")
-        with fitting._lifetimes("benchmark"):
+        with fitting.lifetimes_imported():
             from lifetimes import BetaGeoFitter, GammaGammaFitter
             from lifetimes.utils import summary_data_from_transaction_data
 
