@@ -215,9 +215,9 @@ def fit(summary: ir.Table, *, model: str = "bgnbd", days_per_unit: float = 7) ->
         )
         notes.append(
             f"{MODELS[model]}: no maximum at finite parameters, so they were held within 1,000 "
-            "times a usual value. How customers differ, in how often they buy or in when they stop, does "
-            "not show in this log; forecasts are usable if the hold-out check says so, standard "
-            "errors are not."
+            "times a usual value. How customers differ, in how often they buy or in when they "
+            "stop, does not show in this log. Forecasts are usable if the hold-out check says so; "
+            "standard errors there are none."
         )
     spend, spend_notes = _fit_spend(summary)
     newest = summary.order_by(summary["T"], summary.customer_id).limit(1).to_pandas().iloc[0]

@@ -191,11 +191,12 @@ def test_the_owners_packages_are_all_there():
 def test_every_command_and_option_is_in_the_readme():
     commands = README.split("## Commands")[1].split("\n## ")[0]
     for name, command in main.commands.items():
+        parameters = command.params
         arguments = [
-            p.make_metavar(None) for p in command.params if p.param_type_name == "argument"
+            p.metavar or p.name.upper() for p in parameters if p.param_type_name == "argument"
         ]
         assert f"`{' '.join(['crmlab', name, *arguments])}`" in commands
-        for option in (p for p in command.params if p.param_type_name == "option"):
+        for option in (p for p in parameters if p.param_type_name == "option"):
             assert option.opts[0] in commands
     named = set(re.findall(r"^\| `crmlab (\w+)", commands, re.MULTILINE))
     assert named == set(main.commands)
