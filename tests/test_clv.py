@@ -39,7 +39,7 @@ def generated(n, seed, *, weeks=104, truth=TRUTH):
     rng = np.random.default_rng(seed)
     rate = rng.gamma(truth["r"], 1 / truth["alpha"], n)
     p_drop = rng.beta(truth["a"], truth["b"], n)
-    T = rng.uniform(weeks / 2, weeks, n)
+    T = rng.integers(7 * weeks // 2, 7 * weeks, n) / 7
     x, t_x, clock = np.zeros(n), np.zeros(n), np.zeros(n)
     active = np.ones(n, bool)
     while active.any():
