@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -86,7 +87,7 @@ def check(shop: str) -> None:
     from crmlab import sources
 
     opened = sources.open_shop(shop)
-    click.echo(opened.check("transactions"))
+    click.echo(opened.check("transactions", as_of=dt.date.today()))
     folder = sources.home() / "reports" / "private" / opened.id / "set_aside"
     if path := opened.write_set_aside(folder):
         click.echo(f"The rows set aside, each with the rule it broke: {path}")

@@ -168,9 +168,9 @@ def concentration(result: Worth) -> Chart:
         top = 100 * result.top_share
         axes.plot([20, 20, 0], [0, top, top], color=ACTUAL, linewidth=1)
         axes.plot([20], [top], "o", color=ACTUAL)
-        text = f"best {n.percent(0.2, 0)}: {n.percent(result.top_share, 0)} of the value"
+        text = f"{n.percent(0.2, 0)} bring {n.percent(result.top_share, 0)}"
         _label(axes, 20, top, text, ACTUAL, offset=(8, -14), fontweight="bold")
-        _label(axes, 62, 62, "all customers alike", MUTED, offset=(6, -10))
+        _label(axes, 50, 50, "if all were alike", MUTED, offset=(8, -10))
         axes.set(
             xlabel="customers, best first, %",
             ylabel="share of lifetime value, %",

@@ -64,7 +64,7 @@ class Worth:
             results.Kpi("Customers", self.customers, "count", "up"),
             results.Kpi(f"Lifetime value, {self.horizon_days} days", self.clv, "money", "up",
                         f"{self.numbers.percent(self.margin, 0)} margin, discounted"),
-            results.Kpi("Expected to buy again", self.expected_buyers, "count", "up",
+            results.Kpi("Customers expected to buy", self.expected_buyers, "count", "up",
                         f"within {self.horizon_days} days"),
             results.Kpi("Brought by the best fifth", self.top_share, "share"),
         ]  # fmt: skip
@@ -77,7 +77,7 @@ class Worth:
             f"Our {n.number(self.customers)} customers are expected to spend "
             f"{n.short_money(self.expected_value)} in the next {n.number(self.horizon_days)} days, "
             f"worth {n.short_money(self.clv)} today at a margin of {n.percent(self.margin, 0)}. "
-            f"The best fifth of them brings {n.percent(self.top_share, 0)} of that."
+            f"The best fifth of the customers brings {n.percent(self.top_share, 0)} of this worth."
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -125,17 +125,55 @@ def worth(
     import ibis
     import pandas as pd
 
-    order = ibis.window(order_by=[values.clv.desc(), values.customer_id])
     customers_in_all = int(values.count().to_pyarrow().as_py())
     if customers_in_all < k:
         raise tables.DataError(
             f"The log has {customers_in_all} customers; no figure may stand for fewer than {k}."
         )
-    # As many points as there can be of k customers each, in whole fifths where that goes.
-    steps = min(50, customers_in_all // k)
-    steps = steps // 5 * 5 or 1
-    ranked = values.mutate(step=ibis.ntile(steps).over(order))
-    groups = (
+    order = ibis.window(order_by=[values.clv.desc(), values.customer_id])
+    # Points of k customers each, and fifths where each has as many.
+    groups = _by_value(values, ibis.ntile(min(50, customers_in_all // k)).over(order))
+    fifths = _by_value(values, ibis.ntile(5 if customers_in_all >= 5 * k else 1).over(order))
+    names = (
+        ["best fifth", "second", "third", "fourth", "last fifth"] if len(fifths) > 1 else ["all"]
+    )
+    # A sum of which one customer brings half is not shown: the curve starts further right.
+    shown = groups[groups["largest"].cummax() * 2 < groups["clv"].cumsum()].index
+    curve = pd.DataFrame(
+        {
+            "share_of_customers": groups["customers"].cumsum() / customers_in_all,
+            "share_of_clv": groups["clv"].cumsum() / groups["clv"].sum(),
+        }
+    ).loc[shown]
+    start = pd.DataFrame({"share_of_customers": [0.0], "share_of_clv": [0.0]})
+    fifths = results.merge_small_cells(
+        fifths.drop(columns="step").assign(fifth=names),
+        label="fifth",
+        customers="customers",
+        k=k,
+        largest={"clv": "largest", "expected_value": "largest_value"},
+    )
+    fifths["clv_each"] = fifths["clv"] / fifths["customers"]
+    return Worth(
+        customers=customers_in_all,
+        expected_buyers=float(groups["expected_buyers"].sum()),
+        expected_value=float(groups["expected_value"].sum()),
+        clv=float(groups["clv"].sum()),
+        horizon_days=horizon_days,
+        margin=margin,
+        annual_discount_rate=annual_discount_rate,
+        fifths=fifths[
+            ["fifth", "clv", "clv_each", "customers", "expected_buyers", "expected_value"]
+        ],
+        curve=pd.concat([start, curve], ignore_index=True),
+        numbers=numbers,
+    )
+
+
+def _by_value(values: ir.Table, step: ir.Value) -> pd.DataFrame:
+    """Add up a forecast by step of the customers, best first."""
+    ranked = values.mutate(step=step)
+    return (
         ranked.group_by("step")
         .aggregate(
             customers=ranked.count(),
@@ -147,43 +185,6 @@ def worth(
         )
         .order_by("step")
         .to_pandas()
-    )
-    # A sum of which one customer brings half is not shown: the curve starts further right.
-    shown = groups[groups["largest"].cummax() * 2 < groups["clv"].cumsum()].index
-    curve = pd.DataFrame(
-        {
-            "share_of_customers": groups["customers"].cumsum() / customers_in_all,
-            "share_of_clv": groups["clv"].cumsum() / groups["clv"].sum(),
-        }
-    ).loc[shown]
-    start = pd.DataFrame({"share_of_customers": [0.0], "share_of_clv": [0.0]})
-    names = ["best fifth", "second", "third", "fourth", "last fifth"] if steps > 1 else ["all"]
-    fifth = [names[step * len(names) // steps] for step in groups["step"]]
-    fifths = results.merge_small_cells(
-        groups.assign(fifth=fifth).groupby("fifth", sort=False).agg(
-            customers=("customers", "sum"),
-            expected_buyers=("expected_buyers", "sum"),
-            expected_value=("expected_value", "sum"),
-            clv=("clv", "sum"),
-            largest=("largest", "max"),
-            largest_value=("largest_value", "max"),
-        ).reset_index(),
-        label="fifth",
-        customers="customers",
-        k=k,
-        largest={"clv": "largest", "expected_value": "largest_value"},
-    )  # fmt: skip
-    return Worth(
-        customers=customers_in_all,
-        expected_buyers=float(groups["expected_buyers"].sum()),
-        expected_value=float(groups["expected_value"].sum()),
-        clv=float(groups["clv"].sum()),
-        horizon_days=horizon_days,
-        margin=margin,
-        annual_discount_rate=annual_discount_rate,
-        fifths=fifths.assign(clv_each=fifths["clv"] / fifths["customers"]),
-        curve=pd.concat([start, curve], ignore_index=True),
-        numbers=numbers,
     )
 
 
@@ -237,11 +238,14 @@ class Backtest:
         """How far the total was off, in one sentence for the page's summary."""
         n = self.numbers
         if self.choice != MODELS[self.model.model]:
-            return f"In the last check the rule of thumb “{self.choice}” did better than the model."
+            return (
+                f"In the last check the rule of thumb “{self.choice}” did better than the model: "
+                "do not rely on these figures."
+            )
         low = "too low" if self.total_error < 0 else "too high"
         return (
             f"In the last check the model's total was {n.percent(abs(self.total_error))} {low}: "
-            "take the total as a rough size, and the order of the customers as the result."
+            "use the total as a rough guide, and rely on who ranks above whom."
         )
 
     @property
@@ -249,7 +253,9 @@ class Backtest:
         """The tile of the page."""
         note = f"{self.numbers.number(self.horizon_days)} days after {self.numbers.day(self.split)}"
         return [
-            results.Kpi("Last forecast, total off by", self.total_error, "signed_share", "", note)
+            results.Kpi(
+                "Last forecast of purchases, off by", self.total_error, "signed_share", "", note
+            )
         ]
 
     def to_frame(self) -> pd.DataFrame:
@@ -326,6 +332,11 @@ def backtest(
         raise tables.UsageError(
             f"The hold-out check needs purchases after {first_day} up to {until}, but looks no "
             f"further than {last_day}. Choose an earlier split or a shorter horizon."
+        )
+    if first_day < (shop.check("transactions").first or first_day):
+        raise tables.UsageError(
+            f"split {first_day} is before the first purchase, {shop.check('transactions').first}. "
+            "Choose a later one, or leave it empty for the middle of the log."
         )
     past = customers.summary(shop, as_of=first_day)
     fitted = fit(past, model=model, days_per_unit=days_per_unit)

@@ -44,7 +44,8 @@ def summary(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
 
     Raises
     ------
-    DataError if nobody had bought anything by `as_of`
+    DataError if nobody had bought anything by `as_of`, or the log ends more than the policy's
+    `stale_after_days` before it
 
     Notes
     -----
@@ -54,7 +55,12 @@ def summary(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
     import ibis
 
     last_day = tables.day(as_of)
-    first_sale = shop.check("transactions").first
+    first_sale, last_sale = shop.check("transactions").first, shop.check("transactions").last
+    if last_sale and (last_day - last_sale).days > shop.policy.stale_after_days:
+        raise tables.DataError(
+            f"as_of {last_day} is after the last purchase of shop '{shop.id}' ({last_sale}): the "
+            "days between would count as if nobody had bought. Choose a date of the log."
+        )
     if first_sale is None or first_sale > last_day:
         raise tables.DataError(
             f"as_of {last_day} is before the first purchase of shop '{shop.id}' ({first_sale}). "

@@ -164,7 +164,7 @@ class ClvModel:
         return notes + results.html_table(
             self.to_frame(),
             title=f"{MODELS[self.model]} on {numbers.number(self.customers)} customers as of "
-            f"{numbers.day(self.as_of)}, log-likelihood {numbers.number(self.log_likelihood, 3)}, "
+            f"{self.as_of}, log-likelihood {numbers.number(self.log_likelihood, 3)}, "
             f"unit {self.days_per_unit:g} days",
             formats=dict.fromkeys(
                 ("estimate", "standard_error"), lambda value: numbers.number(value, 4)

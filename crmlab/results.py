@@ -65,14 +65,18 @@ class Numbers:
         return pattern.replace(".00", "." + "0" * digits if digits else "")
 
     def short_money(self, value: float) -> str:
-        """Print a large amount in the fewest characters that still tell it, such as $1.23M."""
+        """Print an amount to three digits, such as $1.23M or $238K."""
         from babel.numbers import format_compact_currency
 
         if not _finite(value):
             return NOTHING
         if abs(value) < 10_000:
             return self.money(value)
-        return format_compact_currency(value, self.currency, locale=self.locale, fraction_digits=2)
+        digits = 2 - math.floor(math.log10(abs(value))) % 3
+        rounded = float(f"{value:.3g}")
+        return format_compact_currency(
+            rounded, self.currency, locale=self.locale, fraction_digits=digits
+        )
 
     def percent(self, value: float, digits: int = 1, *, signed: bool = False) -> str:
         """Print a share of 1 as percent; `signed` shows the plus too."""

@@ -18,6 +18,8 @@ from crmlab.tables import DataError, UsageError
 def home() -> Path:
     """Return the project's root: `$CRMLAB_HOME`, else the nearest parent with a reports.toml."""
     if named := os.environ.get("CRMLAB_HOME"):
+        if not Path(named, "reports", "reports.toml").is_file():
+            raise UsageError(f"CRMLAB_HOME is {named}, but no reports/reports.toml is there.")
         return Path(named).resolve()
     here = Path.cwd()
     for folder in (here, *here.parents):
@@ -126,6 +128,8 @@ def _settings(path: Path, settings: dict[str, Any]) -> ShopSettings:
         zoneinfo.ZoneInfo(settings.get("timezone", "UTC"))
     except (UnknownLocaleError, ValueError, zoneinfo.ZoneInfoNotFoundError) as error:
         raise DataError(f"{path}: locale or timezone is not known: {error}.") from error
+    if numbers.currency not in Locale("en").currencies:
+        raise DataError(f"{path}: currency {numbers.currency!r} is not known; use a code like EUR.")
     url = _from_environment(settings.get("source", {}).get("url", "."), path)
     return ShopSettings(
         id=path.parent.name,

@@ -13,76 +13,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from crmlab import results, settings, tables
+from crmlab import checks, results, settings, tables
+from crmlab.checks import TableCheck
 from crmlab.settings import Policy, ShopSettings, TableSettings, home, shop_names
 from crmlab.tables import DataError
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
-    import pandas as pd
     from ibis.backends.duckdb import Backend
 
 __all__ = ["Shop", "TableCheck", "home", "open_shop", "shop_names"]
-
-
-@dataclass(frozen=True)
-class TableCheck:
-    """What the check of one table found; money is the sum of `amount` in shop currency.
-
-    rows = used + set aside + later, and so for money (rows whose amount cannot be read have none).
-    """
-
-    table: str
-    source: str
-    rows: int
-    used: int
-    later: int
-    used_money: float
-    later_money: float
-    set_aside: dict[str, tuple[int, float]]
-    kept: dict[str, int]
-    first: dt.date | None
-    last: dt.date | None
-
-    @property
-    def rows_set_aside(self) -> int:
-        """The number of rows set aside by any rule."""
-        return sum(rows for rows, _ in self.set_aside.values())
-
-    def left_out(self) -> pd.DataFrame:
-        """Return what was read, used and left out: columns `what`, `rows`, `money`."""
-        import pandas as pd
-
-        nan = float("nan")
-        lines = [("rows read", self.rows, nan), ("used", self.used, self.used_money)]
-        lines += [(f"set aside: {rule}", n, money) for rule, (n, money) in self.set_aside.items()]
-        lines += [("later than the report's date", self.later, self.later_money)]
-        lines += [(f"used, though: {rule}", n, nan) for rule, n in self.kept.items()]
-        return pd.DataFrame(lines, columns=["what", "rows", "money"])
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return the same as `left_out`."""
-        return self.left_out()
-
-    def __str__(self) -> str:
-        """Print the check as a table for the terminal."""
-        head = f"{self.table} from {self.source}"
-        if self.first and self.last:
-            head += f", {self.first} to {self.last}"
-        lines = [
-            f"  {line.rows:>12,}  {line.what}" for line in self.left_out().itertuples(index=False)
-        ]
-        return "\n".join([head, *lines])
-
-    def _repr_html_(self) -> str:
-        numbers = results.Numbers()
-        return results.html_table(
-            self.left_out(),
-            title=f"{self.table} from {self.source}",
-            formats={"rows": numbers.number, "money": lambda money: numbers.number(money, 2)},
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,18 +89,25 @@ class Shop:
     def _checks(self) -> dict[tuple[str, dt.date], TableCheck]:
         return {}
 
-    def last_complete_day(self) -> dt.date:
-        """Return the last day of the log that is surely over.
+    def last_complete_day(self, *, before: dt.date = dt.date.max) -> dt.date:
+        """Return the last day of the log, earlier than `before`, that is surely over.
 
         A log of plain dates is complete to its last one; where it has times, its last day may be
-        cut short, and the day before is taken.
+        cut short, and the day before is taken, unless the log goes on after it. Raises `DataError`
+        if there is no purchase before that day.
         """
+        import ibis
+
         rows = self.table("transactions")
-        last = rows.aggregate(at=rows.purchased_at.max(), on=rows.purchased_on.max())
+        rows = rows.filter(rows.purchased_on < ibis.literal(before))
+        last = rows.aggregate(on=rows.purchased_on.max())
         timed = rows.filter(rows.purchased_at.time() != dt.time(0, 0)).count()
         with readable("transactions", self.id):
-            day: dt.date = last.to_pyarrow().to_pylist()[0]["on"]
-            return day - dt.timedelta(days=1) if timed.to_pyarrow().as_py() else day
+            day: dt.date | None = last.to_pyarrow().to_pylist()[0]["on"]
+            if day is None:
+                raise DataError(f"Shop '{self.id}' has no purchase before {before}.")
+            cut_short = timed.to_pyarrow().as_py() and day == self.check("transactions").last
+            return day - dt.timedelta(days=1) if cut_short else day
 
     def fingerprint(self) -> str:
         """Return 16 hex digits that change when the files behind `transactions` change.
@@ -205,6 +154,11 @@ class Shop:
                 raise DataError(f"Table '{table.name}': there is no DuckDB file {place}.")
             return "duckdb", [place]
         names = [setting.origin] if setting.origin else _file_names(table.name)
+        if setting.origin.endswith(".duckdb"):
+            raise DataError(
+                f"Table '{table.name}': {setting.origin} is a DuckDB file. Say url = "
+                f'"{setting.origin}" and name the table in it: from = "...".'
+            )
         for path in (place / name for name in names):
             if path.is_dir():
                 if files := sorted(path.glob("*.parquet")):
@@ -300,12 +254,20 @@ class Shop:
             for n, rule in enumerate(table.rules)
             if rule.severity == "kept" and rule.column in rows.columns
         }
+        given = {
+            f"given {rule.column}": rows.rule.notnull()
+            .ifelse(rows[tables.given(rule.column)].cast("string"), None)
+            .min()
+            for rule in table.rules
+            if rule.severity == "set aside"
+        }
         counts = rows.group_by("rule", "later").aggregate(
             rows=rows.count(),
             money=rows.amount.sum(),
             first=rows.purchased_at.date().min(),
             last=rows.purchased_at.date().max(),
             **kept,
+            **given,
         )
         with readable(table.name, paths[0]):
             groups = counts.to_pyarrow().to_pylist()
@@ -313,61 +275,9 @@ class Shop:
             if self.policy.duplicate_lines == "keep":
                 different = self._raw(table).distinct().count().to_pyarrow().as_py()
                 equal_lines = sum(group["rows"] for group in groups) - different
-        check = _summarise(table, str(paths[0].name), groups, equal_lines)
-        _refuse_unusable(table, check, read, str(paths[0]))
+        check = checks.summarise(table, str(paths[0].name), groups, equal_lines)
+        checks.refuse_unusable(table, check, self.settings.table(table.name))
         return check
-
-
-def _summarise(
-    table: tables.Table, source: str, groups: list[dict[str, Any]], equal_lines: int
-) -> TableCheck:
-    used = [group for group in groups if group["rule"] is None and not group["later"]]
-    later = [group for group in groups if group["rule"] is None and group["later"]]
-    bad = sorted((group for group in groups if group["rule"] is not None), key=lambda g: g["rule"])
-
-    def total(some: list[dict[str, Any]], name: str) -> Any:
-        return sum((group[name] or 0 for group in some), 0)
-
-    kept = {
-        rule.name: int(total(used, f"kept {n}"))
-        for n, rule in enumerate(table.rules)
-        if used and f"kept {n}" in used[0]
-    }
-    return TableCheck(
-        table=table.name,
-        source=source,
-        rows=int(total(groups, "rows")),
-        used=int(total(used, "rows")),
-        later=int(total(later, "rows")),
-        used_money=float(total(used, "money")),
-        later_money=float(total(later, "money")),
-        set_aside={g["rule"]: (int(g["rows"]), float(g["money"] or 0)) for g in bad},
-        kept={rule: n for rule, n in kept.items() if n}
-        | ({tables.DUPLICATE_LINES: equal_lines} if equal_lines else {}),
-        first=min((g["first"] for g in used + later if g["first"]), default=None),
-        last=max((g["last"] for g in used + later if g["last"]), default=None),
-    )
-
-
-def _refuse_unusable(table: tables.Table, check: TableCheck, read: ir.Table, source: str) -> None:
-    if check.rows == 0:
-        raise DataError(f"Table '{table.name}' ({source}) is empty: it has columns but no rows.")
-    if check.rows_set_aside * 2 <= check.rows:
-        return
-    rule = max(check.set_aside, key=lambda name: check.set_aside[name][0])
-    name = rule.split(" ")[0]
-    example = ""
-    if rule.endswith("unreadable"):
-        given = read.filter(read.rule == rule).select(x=read[tables.given(name)].cast("string"))
-        example = f", such as {given.limit(1).to_pyarrow().to_pylist()[0]['x']!r}"
-    advice = {
-        "purchased_at": f'Say how dates look: [tables.{table.name}] date_format = "%d/%m/%Y"',
-        "amount": f'If it has a decimal comma: [tables.{table.name}] decimal = ","',
-    }.get(name, f"Look at the column that [tables.{table.name}] columns maps to it")
-    raise DataError(
-        f"Table '{table.name}' ({source}): {check.rows_set_aside:,} of {check.rows:,} rows cannot "
-        f"be used, most for '{rule}'{example}. {advice} in shop.toml."
-    )
 
 
 def _file_names(table: str) -> list[str]:
@@ -382,8 +292,11 @@ def readable(table: str, source: object) -> Iterator[None]:
     try:
         yield
     except (duckdb.Error, UnicodeDecodeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise DataError(f"Table '{table}' cannot be read from {source}: {first}") from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        said = " ".join(line for line in lines[:3] if not line.startswith("Original Line"))
+        if "unicode" in said.lower() or "utf-8" in said.lower():
+            said += f' Save it as UTF-8, or say encoding = "latin-1" under [tables.{table}].'
+        raise DataError(f"Table '{table}' cannot be read from {source}: {said}") from error
 
 
 def _open(
@@ -391,6 +304,8 @@ def _open(
 ) -> ir.Table:
     if kind == "parquet":
         return connection.read_parquet([str(path) for path in paths])
+    if not paths[0].stat().st_size:
+        raise DataError(f"Table '{table}': {paths[0]} is an empty file.")
     if kind == "csv":
         options = {"delim": setting.separator, "encoding": setting.encoding}
         return connection.read_csv(
@@ -403,15 +318,18 @@ def _open(
     ).fetchall():
         connection.attach(str(paths[0]), name=alias, read_only=True)
     name = setting.origin or table
-    query = "select table_name from information_schema.tables where table_catalog = ?"
-    there = [row[0] for row in connection.con.execute(query, [alias]).fetchall()]
+    query = """select case table_schema when 'main' then '' else table_schema || '.' end
+        || table_name, table_schema, table_name
+        from information_schema.tables where table_catalog = ?"""
+    there = {row[0]: row[1:] for row in connection.con.execute(query, [alias]).fetchall()}
     if name not in there:
         raise DataError(
             f"Table '{table}': {paths[0]} has no table '{name}'. It has: "
             f"{', '.join(sorted(there)) or 'none'}. Name yours in shop.toml: "
             f'[tables.{table}] from = "...".'
         )
-    return connection.table(name, database=(alias, "main"))
+    schema, plain = there[name]
+    return connection.table(plain, database=(alias, schema))
 
 
 def open_shop(name: str | Path) -> Shop:

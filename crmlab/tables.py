@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import difflib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -104,7 +105,7 @@ def optional_rules(columns: Iterable[Column]) -> tuple[Rule, ...]:
 
 
 ANONYMOUS = Rule(
-    "customer_id missing (anonymous sale)",
+    "customer_id missing (anonymous sale, in no customer's figures)",
     "kept",
     "customer_id",
     lambda rows: rows.customer_id.isnull(),
@@ -241,11 +242,29 @@ def typed(value: ir.Value, column: Column, reading: Reading) -> ir.Value:
         return _timestamp(value, column, reading)
     if not (is_text or found.is_numeric()):
         raise _wrong_type(found, column, reading)
-    if is_text and reading.decimal != ".":
-        value = value.replace(reading.decimal, ".")
+    if is_text:
+        value = _plain_number(value, reading.decimal)
     number = value.try_cast("float64")
     finite = number.notnull() & ~number.isnan() & ~number.isinf()
     return finite.ifelse(value, None).try_cast(column.kind)
+
+
+def _plain_number(value: ir.Value, decimal: str) -> ir.Value:
+    """Take the thousands separators out of a number; what breaks their pattern is left unreadable.
+
+    With a decimal comma 1.250 is one thousand and more, and 12.50 is no number: reading either as
+    it stands would be wrong by the factor of a thousand or a hundred.
+    """
+    import ibis
+
+    thousands = "." if decimal == "," else ","
+    point, comma = (f"[{mark}]" for mark in (decimal, thousands))
+    grouped = value.re_search(rf"^[+-]?[0-9]{{1,3}}({comma}[0-9]{{3}})+({point}[0-9]*)?$")
+    plain = grouped.ifelse(value.replace(thousands, ""), value)
+    if decimal == ".":
+        return plain
+    broken = value.contains(thousands) & ~grouped
+    return broken.ifelse(ibis.null("string"), plain.replace(decimal, "."))
 
 
 def _timestamp(value: ir.Value, column: Column, reading: Reading) -> ir.Value:
@@ -301,3 +320,22 @@ def _wrong_type(found: object, column: Column, reading: Reading) -> DataError:
     else:
         message += f" Name the right column under [tables.{reading.table}] columns in shop.toml."
     return DataError(message)
+
+
+def date_hint(example: str, *, used: str) -> str:
+    """Say which `date_format` a date that could not be read seems to ask for.
+
+    >>> date_hint("31.12.2023 14:05", used="")
+    'Say how dates look, such as date_format = "%d.%m.%Y %H:%M"'
+    """
+    if used:
+        return f'The date_format = "{used}" does not fit it'
+    found = re.match(
+        r"(\d{1,4})([./ -]?)\d{1,2}\2\d{2,4}(?:([ T])\d{1,2}:\d{2}(:\d{2})?)?", example
+    )
+    if not found:
+        return 'Say how dates look, such as date_format = "%d/%m/%Y"'
+    year_first, mark, gap, seconds = len(found[1]) == 4, found[2], found[3], found[4]
+    form = mark.join(["%Y", "%m", "%d"] if year_first else ["%d", "%m", "%Y"])
+    form += f"{gap}%H:%M" if gap else ""
+    return f'Say how dates look, such as date_format = "{form}{":%S" if seconds else ""}"'

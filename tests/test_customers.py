@@ -69,3 +69,11 @@ def test_as_of_before_the_first_purchase_is_an_error_in_words(make_shop):
 def test_as_of_that_is_no_date_is_an_error_in_words(make_shop):
     with pytest.raises(UsageError, match="as_of is '31.12.2023'; it must be a date such as"):
         customers.summary(make_shop(LOG), as_of="31.12.2023")
+
+
+def test_as_of_long_after_the_log_is_an_error_in_words(make_shop):
+    assert summarise(make_shop(LOG), "2024-02-07")["a"]["T"] == 37
+    with pytest.raises(
+        DataError, match=r"as_of 2024-02-08 is after the last purchase .*2024-01-31"
+    ):
+        customers.summary(make_shop(LOG), as_of="2024-02-08")

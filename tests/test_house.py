@@ -208,9 +208,7 @@ def test_the_readmes_python_runs():
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ.copy()
     )
     assert done.returncode == 0, done.stderr
-    said = eval(done.stdout.splitlines()[0])  # noqa: S307
-    promised = eval(re.search(r"print\(model.parameters\)  # (\{.*\})", README)[1])  # noqa: S307
-    assert {k: round(v, 4) for k, v in said.items()} == promised
+    assert re.search(r"BG/NBD +alpha +4\.4136\d+ +0\.3782", done.stdout)
     assert "Use this model" in done.stdout
 
 

@@ -68,7 +68,7 @@ def test_check_prints_the_counts_and_where_the_rows_set_aside_are(crmlab):
 def test_report_prints_its_page_and_the_index_lists_it(crmlab):
     done = crmlab("report", "cdnow-clv", "--slot", "2026-01-05T06:00", "--set", "horizon_days=90")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("20260105T060000.html")
+    assert done.stdout.strip().endswith("/index.html")
     assert "16/16 cells" in done.stderr
     assert "Warning" not in done.stderr
     assert "next 90 days" in (crmlab.home / "reports" / "site" / "index.html").read_text()
@@ -101,6 +101,16 @@ ERRORS = {
         3,
         "is before the first purchase",
     ),
+    "a date long after the log": (
+        ("report", "cdnow-clv", "--as-of", "2030-12-31"),
+        3,
+        "is after the last purchase",
+    ),
+    "the shop as a parameter": (
+        ("report", "cdnow-clv", "--set", "shop_name=x"),
+        2,
+        "name it with --shop",
+    ),
     "a margin out of range": (
         ("report", "cdnow-clv", "--set", "margin=30"),
         2,
@@ -122,6 +132,17 @@ def test_what_goes_wrong_is_one_sentence_and_an_exit_code(crmlab, what):
     assert said in done.stderr
     assert "Error: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_home_that_is_no_project_is_said(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "crmlab", "shops"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CRMLAB_HOME": str(tmp_path)},
+    )
+    assert done.returncode == 2
+    assert "no reports/reports.toml is there" in done.stderr
 
 
 def test_help_comes_without_loading_anything_heavy(crmlab):

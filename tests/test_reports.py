@@ -1,5 +1,6 @@
 import datetime as dt
 import json
+import re
 import shutil
 import stat
 
@@ -70,8 +71,9 @@ def last_manifest(project):
 
 def test_a_run_publishes_a_page_and_keeps_the_rest_private(project):
     result = go(project, slot="2024-01-20T06:00")
-    assert result.page.name == "20240120T060000.html"
-    assert result.page.read_bytes() == (result.page.parent / "index.html").read_bytes()
+    assert result.page.name == "index.html"
+    dated = result.page.with_name("20240120T060000.html")
+    assert result.page.read_bytes() == dated.read_bytes()
     assert stat.S_IMODE(result.page.stat().st_mode) == 0o644
     assert stat.S_IMODE(result.folder.stat().st_mode) == 0o700
     manifest = last_manifest(project)
@@ -93,7 +95,8 @@ def test_a_run_publishes_a_page_and_keeps_the_rest_private(project):
 def test_the_same_slot_run_late_gives_the_same_page_apart_from_the_time_it_was_made(project):
     first = go(project, slot="2024-01-05T06:00").page.read_text()
     again = go(project, slot="2024-01-05T06:00").page.read_text()
-    assert last_manifest(project)["as_of"] == "2024-01-04"
+    # The last day with a purchase before the slot: what a punctual run would have seen.
+    assert last_manifest(project)["as_of"] == "2024-01-01"
 
     def without_time(html):
         return [line for line in html.splitlines() if " UTC" not in line]
@@ -111,16 +114,16 @@ def test_tiles_show_the_change_since_an_earlier_date_not_since_a_rerun(project):
     tile = runner._tile(kpi, before, results.Numbers())
     assert (tile["change"], tile["direction"]) == ("▲ +25.0% since Jan 5, 2024", "up")
     share = {**kpi, "kind": "share", "value": 3.9, "better": "down"}
-    assert runner._tile(share, before, results.Numbers())["change"].startswith("▼ −10.0% points")
+    assert runner._tile(share, before, results.Numbers())["change"].startswith("▼ −10.0 points")
     assert runner._tile(share, before, results.Numbers())["direction"] == "up"
     assert runner._tile(kpi, None, results.Numbers())["change"] == ""
 
 
 def test_old_data_are_said_to_be_old_unless_the_report_fixes_its_date(project):
-    assert "days before it was made" in go(project).page.read_text()
+    assert "Old data: this page shows" in go(project).page.read_text()
     toml = project / "reports" / "reports.toml"
     toml.write_text(toml.read_text() + 'parameters = { as_of = "2024-01-05" }\n')
-    assert "days before it was made" not in go(project).page.read_text()
+    assert "Old data: this page shows" not in go(project).page.read_text()
 
 
 FAILURES = {
@@ -192,6 +195,30 @@ def test_a_shop_whose_data_are_gone_keeps_its_page(project):
     assert {k: v for k, v in after.items() if k != "index.html"} == {
         k: v for k, v in before.items() if k != "index.html"
     }
+
+
+def test_a_try_by_hand_that_is_refused_or_fails_leaves_no_mark_on_the_front_page(project):
+    go(project)
+    write_notebook(project, "from crmlab import tables\nraise tables.UsageError('margin is 30')")
+    before = front_page(project)
+    with pytest.raises(UsageError, match="margin is 30"):
+        go(project)
+    assert front_page(project) == before
+    write_notebook(project, "1 / 0")
+    with pytest.raises(reports.RunError):
+        go(project, parameters={"level": 5})
+    assert front_page(project) == before
+    assert [m["state"] for m in index.manifests(project)] == ["published", "refused", "failed"]
+
+
+def front_page(project):
+    return re.sub(r"\d\d:\d\d UTC", "", site(project)["index.html"].decode())
+
+
+def test_old_data_are_said_on_the_front_page_too(project):
+    go(project, slot="2024-06-01")
+    assert "old data" in front_page(project)
+    assert "144 days before its run" in front_page(project)
 
 
 def test_a_report_that_is_being_run_is_left_alone(project):

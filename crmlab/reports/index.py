@@ -49,8 +49,11 @@ def write(home: Path) -> Path:
 def _html(home: Path) -> str:
     runs: dict[str, list[dict[str, Any]]] = {}
     for manifest in manifests(home):
-        runs.setdefault(manifest["key"], []).append(manifest)
+        # A run that was refused, say for a parameter out of range, is the asker's business only.
+        if manifest["state"] != "refused":
+            runs.setdefault(manifest["key"], []).append(manifest)
     entries = [_entry(runs_of_page, home) for runs_of_page in runs.values()]
+    entries = [entry for entry in entries if entry["page"] or not entry["by_hand"]]
     return page.render(
         "site.html.j2",
         pages=sorted(entries, key=lambda entry: (entry["shop_name"], entry["title"])),
@@ -67,12 +70,16 @@ def _entry(runs: list[dict[str, Any]], home: Path) -> dict[str, Any]:
     failed = last["state"] != "published"
     return {
         "shop_name": last["shop_name"],
+        "by_hand": last["by_hand"],
+        "notices": newest.get("notices", []),
         "title": newest.get("title", last["report"]),
         "page": f"{newest['key']}/index.html" if newest else "",
         "as_of": newest.get("as_of", ""),
         "ran": _when(newest) if newest else "",
         "parameters": ", ".join(
-            f"{name.replace('_', ' ')} {value}" for name, value in newest.get("set", {}).items()
+            f"{name.replace('_', ' ')} {value}"
+            for name, value in newest.get("set", {}).items()
+            if value != ""
         ),
         "summary": newest.get("summary", ""),
         "tiles": newest.get("kpis", []),

@@ -39,7 +39,10 @@ class BusyError(Exception):
 
 @dataclass(frozen=True)
 class RunResult:
-    """One finished run: the page that managers see, and the private folder of the run."""
+    """One finished run: the page that managers see, and the private folder of the run.
+
+    `page` is the newest one's lasting path; the same lies beside it under the run's date.
+    """
 
     report: str
     page: Path
@@ -72,6 +75,8 @@ def run(
     UsageError before anything runs; DataError, RunError once the failure is recorded; BusyError
     """
     notebook = home / "notebooks" / f"{report.notebook}.ipynb"
+    if "shop_name" in (parameters or {}):
+        raise tables.UsageError("The shop is no parameter; name it with --shop.")
     values = config.validate(notebook, {**report.parameters, **(parameters or {})})
     if as_of:
         values["as_of"] = as_of
@@ -92,6 +97,7 @@ def run(
         "key": key,
         "slot": at.isoformat(),
         "started": started.isoformat(timespec="seconds"),
+        "by_hand": bool(shop or as_of or parameters),
         "versions": {name: version(name) for name in SHOWN_PACKAGES},
     }
     with _only_one(home, key):
@@ -102,6 +108,8 @@ def run(
             manifest |= {"state": "published", "page": shown.relative_to(_site(home)).as_posix()}
         except (tables.DataError, tables.UsageError) as error:
             manifest["failure"] = str(error)
+            if isinstance(error, tables.UsageError):
+                manifest["state"] = "refused"
             raise
         except Exception as error:
             message = str(error).strip().splitlines() or [type(error).__name__]
@@ -112,7 +120,7 @@ def run(
             manifest["step"] = step[0]
             page.write(folder / "manifest.json", json.dumps(manifest, indent=1, default=str), 0o600)
             index.write(home)
-    return RunResult(report.id, shown, folder, manifest["seconds"])
+    return RunResult(report.id, shown.with_name("index.html"), folder, manifest["seconds"])
 
 
 def _make(
@@ -128,16 +136,16 @@ def _make(
 ) -> Path:
     """Go the steps from the data to the published page; `step` says where it stands."""
     shop = sources.open_shop(manifest["shop"])
-    last = shop.last_complete_day()
-    if not values.get("as_of"):
-        values["as_of"] = min(last, at.date() - dt.timedelta(days=1)).isoformat()
+    # A receipt dated after the slot is no news of the shop's.
+    last = shop.last_complete_day(before=at.date())
+    values["as_of"] = values.get("as_of") or last.isoformat()
     defaults = {name: p.default for name, p in config.schema(notebook).items()}
     manifest |= {
         "parameters": {**defaults, **values, "shop_name": shop.id},
         "as_of": values["as_of"],
         "set": {k: v for k, v in values.items() if k not in config.SET_BY_THE_RUN},
         "last_day": last.isoformat(),
-        "as_of_is_fixed": bool(report.parameters.get("as_of")),
+        "notices": [] if report.parameters.get("as_of") else _notices(shop, values["as_of"], at),
         "fingerprint": shop.fingerprint(),
     }
     shop.write_set_aside(home / "reports" / "private" / shop.id / "set_aside")
@@ -155,6 +163,17 @@ def _make(
     page.write(dated, html, 0o644)
     page.write(target / "index.html", html, 0o644)
     return dated
+
+
+def _notices(shop: sources.Shop, as_of: str, at: dt.datetime) -> list[str]:
+    """Warn of a page whose date lies further before its slot than the shop's policy allows."""
+    day, numbers = tables.day(as_of), shop.numbers
+    age = (at.date() - day).days
+    if age <= shop.policy.stale_after_days:
+        return []
+    return [
+        f"Old data: this page shows the state of {numbers.day(day)}, {age} days before its run."
+    ]
 
 
 def _execute(
@@ -209,16 +228,9 @@ def _context(
     import pandas as pd
 
     numbers, policy = shop.numbers, shop.policy
-    as_of, last = tables.day(manifest["as_of"]), tables.day(manifest["last_day"])
+    as_of = tables.day(manifest["as_of"])
     started = dt.datetime.fromisoformat(manifest["started"])
-    age = (started.date() - as_of).days
-    notices = []
-    if age > policy.stale_after_days and not manifest["as_of_is_fixed"]:
-        notices.append(
-            f"This page shows the state of {numbers.day(as_of)}, {numbers.number(age)} days before "
-            f"it was made: the purchases end on {numbers.day(last)}."
-        )
-    log = shop.check("transactions")
+    log = shop.check("transactions", as_of=as_of)
     left_out = pd.DataFrame(manifest["left_out"], columns=["what", "rows", "money"])
     # The amount of a few rows would be somebody's purchase.
     left_out["money"] = left_out["money"].astype(float).where(left_out["rows"] >= policy.privacy_k)
@@ -229,10 +241,14 @@ def _context(
         "as_of": numbers.day(as_of),
         "index": "../../../index.html",
         "summary": manifest["summary"],
-        "notices": notices,
+        "notices": manifest["notices"],
         "tiles": [_tile(kpi, before, numbers) for kpi in manifest["kpis"]],
         "facts": [
-            ("Purchases from", f"{numbers.day(log.first or as_of)} to {numbers.day(last)}"),
+            (
+                "Purchases from",
+                f"{numbers.day(log.first or as_of)} to {numbers.day(log.last or as_of)}",
+            ),
+            ("last complete day", numbers.day(tables.day(manifest["last_day"]))),
             ("Seen as of the end of", numbers.day(as_of)),
             *((name.replace("_", " "), str(value) or "not set") for name, value in own.items()),
             ("fewest customers behind a figure", str(policy.privacy_k)),
@@ -257,7 +273,10 @@ def _tile(kpi: dict[str, Any], before: dict[str, Any] | None, numbers: Numbers) 
     day = numbers.day(tables.day(before["as_of"]))
     points = kpi["kind"] in ("share", "signed_share")
     change = kpi["value"] - earlier if points else kpi["value"] / earlier - 1 if earlier else 0
-    said = numbers.percent(change, signed=True) + (" points" if points else "")
+    if points:
+        said = ("+" if change > 0 else "−") + f"{numbers.number(abs(100 * change), 1)} points"
+    else:
+        said = numbers.percent(change, signed=True)
     direction = "" if not kpi["better"] or change == 0 else "up" if change > 0 else "down"
     if kpi["better"] == "down" and direction:
         direction = "down" if direction == "up" else "up"
