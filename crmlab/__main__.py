@@ -26,6 +26,8 @@ def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
             _stop(error, USAGE)
         except DataError as error:
             _stop(error, DATA)
+        except OSError as error:
+            _stop(error, FAILED)
 
     return wrapped
 

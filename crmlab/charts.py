@@ -151,12 +151,15 @@ def purchase_counts(result: PurchaseCounts, numbers: results.Numbers) -> Chart:
 def concentration(result: Worth) -> Chart:
     """Draw which share of the lifetime value the best customers bring."""
     n, curve = result.numbers, result.curve
+    known = result.top_share == result.top_share
+    fifth, share = n.percent(0.2, 0), n.percent(result.top_share, 0)
     with matplotlib.rc_context(STYLE):
         chart, axes = _draw(
             "Who brings the value?",
-            f"The best {n.percent(0.2, 0)} of the customers bring "
-            f"{n.percent(result.top_share, 0)} of the lifetime value; were all customers alike, "
-            f"it would be {n.percent(0.2, 0)}.",
+            f"The best {fifth} of the customers bring {share} of the lifetime value; were all "
+            f"customers alike, it would be {fifth}."
+            if known
+            else "Too few customers, or one who brings half, to say what the best fifth bring.",
         )
         axes.plot(
             100 * curve["share_of_customers"],
@@ -165,11 +168,12 @@ def concentration(result: Worth) -> Chart:
             linewidth=2,
         )
         axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
-        top = 100 * result.top_share
-        axes.plot([20, 20, 0], [0, top, top], color=ACTUAL, linewidth=1)
-        axes.plot([20], [top], "o", color=ACTUAL)
-        text = f"{n.percent(0.2, 0)} bring {n.percent(result.top_share, 0)}"
-        _label(axes, 20, top, text, ACTUAL, offset=(8, -14), fontweight="bold")
+        if known:
+            top = 100 * result.top_share
+            axes.plot([20, 20, 0], [0, top, top], color=ACTUAL, linewidth=1)
+            axes.plot([20], [top], "o", color=ACTUAL)
+            text = f"{fifth} bring {share}"
+            _label(axes, 20, top, text, ACTUAL, offset=(8, -14), fontweight="bold")
         _label(axes, 50, 50, "if all were alike", MUTED, offset=(8, -10))
         axes.set(
             xlabel="customers, best first, %",

@@ -46,8 +46,8 @@ class TableCheck:
         nan = float("nan")
         lines = [("rows read", self.rows, nan), ("used", self.used, self.used_money)]
         lines += [(f"set aside: {rule}", n, money) for rule, (n, money) in self.set_aside.items()]
-        lines += [("later than the report's date", self.later, self.later_money)]
-        lines += [(f"used, though: {rule}", n, nan) for rule, n in self.kept.items()]
+        lines += [("after the day looked at", self.later, self.later_money)]
+        lines += [(f"noted: {rule}", n, nan) for rule, n in self.kept.items()]
         return pd.DataFrame(lines, columns=["what", "rows", "money"])
 
     def to_frame(self) -> pd.DataFrame:
@@ -85,13 +85,15 @@ def summarise(
     bad = sorted((group for group in groups if group["rule"] is not None), key=lambda g: g["rule"])
 
     def total(some: list[dict[str, Any]], name: str) -> Any:
-        return sum((group[name] or 0 for group in some), 0)
+        return sum((group.get(name) or 0 for group in some), 0)
 
     kept = {
         rule.name: int(total(used, f"kept {n}"))
         for n, rule in enumerate(table.rules)
         if used and f"kept {n}" in used[0]
     }
+    if no_goods := int(total(used, "no goods")):
+        kept[tables.NO_GOODS] = no_goods
     return TableCheck(
         table=table.name,
         source=source,

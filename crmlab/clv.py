@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
-from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -49,13 +48,12 @@ class Worth:
     curve: pd.DataFrame
     numbers: results.Numbers
 
-    @cached_property
+    @property
     def top_share(self) -> float:
-        """Share of the clv that the best 20 % of the customers bring."""
-        import numpy as np
-
-        at = self.curve["share_of_customers"], self.curve["share_of_clv"]
-        return float(np.interp(0.2, *at))
+        """Share of the clv that the best fifth of the customers brings; nan where not shown."""
+        if len(self.fifths) < 2:
+            return float("nan")
+        return float(self.fifths["clv"].iloc[0] / self.clv)
 
     @property
     def kpis(self) -> list[results.Kpi]:
@@ -73,12 +71,20 @@ class Worth:
     def verdict(self) -> str:
         """The answer in two sentences."""
         n = self.numbers
-        return (
+        if self.clv != self.clv:
+            return (
+                f"Of our {n.number(self.customers)} customers one brings half of the value or "
+                "more, so no sums are shown here."
+            )
+        worth = (
             f"Our {n.number(self.customers)} customers are expected to spend "
             f"{n.short_money(self.expected_value)} in the next {n.number(self.horizon_days)} days, "
-            f"worth {n.short_money(self.clv)} today at a margin of {n.percent(self.margin, 0)}. "
-            f"The best fifth of the customers brings {n.percent(self.top_share, 0)} of this worth."
+            f"worth {n.short_money(self.clv)} today at a margin of {n.percent(self.margin, 0)}."
         )
+        if self.top_share != self.top_share:
+            return worth
+        best = n.percent(self.top_share, 0)
+        return f"{worth} The best fifth of the customers brings {best} of this worth."
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per fifth of the customers, best first."""
@@ -137,8 +143,12 @@ def worth(
     names = (
         ["best fifth", "second", "third", "fourth", "last fifth"] if len(fifths) > 1 else ["all"]
     )
-    # A sum of which one customer brings half is not shown: the curve starts further right.
+    # A sum of which one customer brings half is not shown, and the curve starts further right.
     shown = groups[groups["largest"].cummax() * 2 < groups["clv"].cumsum()].index
+    totals = {
+        total: groups[total].sum() if groups[total].sum() > 2 * groups[part].max() else float("nan")
+        for total, part in {"clv": "largest", "expected_value": "largest_value"}.items()
+    }
     curve = pd.DataFrame(
         {
             "share_of_customers": groups["customers"].cumsum() / customers_in_all,
@@ -157,8 +167,8 @@ def worth(
     return Worth(
         customers=customers_in_all,
         expected_buyers=float(groups["expected_buyers"].sum()),
-        expected_value=float(groups["expected_value"].sum()),
-        clv=float(groups["clv"].sum()),
+        expected_value=float(totals["expected_value"]),
+        clv=float(totals["clv"]),
         horizon_days=horizon_days,
         margin=margin,
         annual_discount_rate=annual_discount_rate,
@@ -369,6 +379,8 @@ def backtest(
         ]
     )
     known = int(weights.sum())
+    if known < 10 * k:
+        scores["capture_top10"] = float("nan")  # a tenth would be fewer than k customers
     in_all = days.aggregate(n=days.customer_id.nunique()).to_pyarrow()["n"][0].as_py()
     return Backtest(
         rows=scores,

@@ -18,7 +18,8 @@ def purchase_days(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
 
     Columns `customer_id`, `purchased_on`, `amount` (the day's net amount). A day that nets to
     less than nothing is no purchase; one that nets to zero is only if the shop's policy
-    `zero_value_purchases` is "count". Anonymous sales have no customer and are left out.
+    `zero_value_purchases` is "count". Anonymous sales have no customer and are left out, and
+    so are the products that the shop's policy calls `not_goods`.
     """
     import ibis
 
@@ -26,6 +27,8 @@ def purchase_days(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
     rows = rows.filter(
         rows.customer_id.notnull(), rows.purchased_on <= ibis.literal(tables.day(as_of))
     )
+    if shop.policy.not_goods and "product_id" in rows.columns:
+        rows = rows.filter(~rows.product_id.isin(shop.policy.not_goods).fill_null(False))
     days = rows.group_by("customer_id", "purchased_on").aggregate(amount=rows.amount.sum())
     if shop.policy.zero_value_purchases == "count":
         return days.filter(days.amount >= 0)

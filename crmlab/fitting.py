@@ -150,9 +150,10 @@ class ClvModel:
         import numpy as np
         import pandas as pd
 
-        errors = dict(
-            zip(self.parameters, np.sqrt(np.diag(self.covariance.to_numpy())), strict=True)
-        )
+        variances = np.diag(self.covariance.to_numpy())
+        # A negative one comes of a likelihood that is flat to the last digits.
+        spread = np.sqrt(np.where(variances > 0, variances, np.nan))
+        errors = dict(zip(self.parameters, spread, strict=True))
         rows = [(MODELS[self.model], k, v, errors[k]) for k, v in self.parameters.items()]
         spend = {"p": self.spend.p, "q": self.spend.q, "v": self.spend.v}
         rows += [("Gamma-Gamma", name, value, float("nan")) for name, value in spend.items()]
@@ -191,6 +192,7 @@ def fit(summary: ir.Table, *, model: str = "bgnbd", days_per_unit: float = 7) ->
 
     from crmlab import models
 
+    _check_range("days_per_unit", days_per_unit, 0.001, 10_000)
     if model not in MODELS:
         raise tables.UsageError(f"There is no model {model!r}; choose one of {list(MODELS)}.")
     keys = ["frequency", "recency", "T"]
@@ -339,13 +341,16 @@ def _covariance(
     )
     # At the maximum the gradient is zero, so the change of variables is the plain Jacobian.
     scale = np.exp(at)
-    covariance = np.linalg.inv(-hessian) * np.outer(scale, scale)
+    try:
+        covariance = np.linalg.inv(-hessian) * np.outer(scale, scale)
+    except np.linalg.LinAlgError:
+        covariance = np.full_like(hessian, np.nan)  # flat in some direction: nothing to say
     return pd.DataFrame(covariance, index=names, columns=names)
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise tables.UsageError(f"{name} is {value}; it must lie between {low} and {high}.")
+    if value is None or isinstance(value, (str, bool)) or not low <= value <= high:
+        raise tables.UsageError(f"{name} is {value!r}; it must lie between {low} and {high}.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -179,8 +179,8 @@ def merge_small_cells(
     """Merge the cells of fewer than `k` customers, so that the table can go on a manager's page.
 
     Small cells become one row "other"; as long as that has fewer than `k` customers, the next
-    smallest cell joins it. A sum is blanked where one customer brings half of it or more. Fewer
-    than `k` customers in all give an empty table.
+    smallest cell joins it. A column of sums is blanked where one customer brings half or more of
+    any of them. Fewer than `k` customers in all give an empty table.
 
     Parameters
     ----------
@@ -192,6 +192,7 @@ def merge_small_cells(
     import pandas as pd
 
     largest = largest or {}
+    cells = cells.reset_index(drop=True)
     ordered = cells.sort_values([customers, label], kind="stable")
     counts = ordered[customers].to_numpy()
     merged = int((counts < k).sum())
@@ -203,15 +204,16 @@ def merge_small_cells(
         row: dict[str, Any] = {
             name: "other"
             if name == label
-            else small[name].max()
+            else small[name].abs().max()
             if name in largest.values()
             else small[name].sum()
             for name in cells.columns
         }
         kept = pd.concat([kept.astype({label: object}), pd.DataFrame([row])], ignore_index=True)
     for total, part in largest.items():
-        dominated = kept[part].abs() * 2 >= kept[total].abs()
-        kept[total] = kept[total].astype(float).mask(dominated)
+        # All or none of a column: one blank could be found again by taking the rest from the sum.
+        dominated = bool((kept[part].abs() * 2 >= kept[total].abs()).any())
+        kept[total] = float("nan") if dominated else kept[total].astype(float)
     return kept.drop(columns=list(largest.values())).reset_index(drop=True)
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import tomllib
 import zoneinfo
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,12 @@ CHOICES = {
     "zero_value_purchases": ("drop", "count"),
     "duplicate_lines": ("keep", "drop"),
     "naive_timestamps": ("shop", "UTC"),
+}
+
+
+POLICY_TYPES = {f.name: int for f in fields(Policy) if isinstance(f.default, int)} | {
+    **dict.fromkeys(CHOICES, str),
+    "not_goods": list,
 }
 
 
@@ -93,7 +99,7 @@ def read(name: str | Path) -> ShopSettings:
     """
     text = str(name)
     path = Path(text) if text.endswith(".toml") else home() / "data" / text / "shop.toml"
-    if not text.endswith(".toml") and not re.fullmatch(r"[\w][\w-]*", text):
+    if not text.endswith(".toml") and not re.fullmatch(r"\w[\w-]{0,99}", text):
         raise UsageError(f"{text!r} is no shop's name: letters, digits, - and _ only.")
     if not path.is_file():
         known = [] if text.endswith(".toml") else shop_names()
@@ -103,6 +109,8 @@ def read(name: str | Path) -> ShopSettings:
         )
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid TOML: {error}.") from error
     return _settings(path.resolve(), settings)
@@ -111,26 +119,29 @@ def read(name: str | Path) -> ShopSettings:
 def _settings(path: Path, settings: dict[str, Any]) -> ShopSettings:
     from babel import Locale, UnknownLocaleError
 
-    known = {"name", "currency", "locale", "timezone", "source", "tables", "policy"}
-    _known_only(path, "", settings, known)
-    _known_only(path, "source", settings.get("source", {}), {"url"})
-    _known_only(path, "policy", settings.get("policy", {}), {f.name for f in fields(Policy)})
-    _known_only(path, "tables", settings.get("tables", {}), tables.CONTRACT)
-    policy = settings.get("policy", {})
+    texts = dict.fromkeys(("name", "currency", "locale", "timezone"), str)
+    _section(path, "", settings, {**texts, "source": dict, "tables": dict, "policy": dict})
+    source = _section(path, "source", settings.get("source", {}), {"url": str})
+    policy = _section(path, "policy", settings.get("policy", {}), POLICY_TYPES)
     for key, allowed in CHOICES.items():
         if policy.get(key, allowed[0]) not in allowed:
             raise DataError(f"{path}: [policy] {key} is {policy[key]!r}; use one of {allowed}.")
-    if "not_goods" in policy:
-        policy["not_goods"] = tuple(policy["not_goods"])
+    for key, least in {"privacy_k": 1, "stale_after_days": 0}.items():
+        if policy.get(key, least) < least:
+            raise DataError(f"{path}: [policy] {key} is {policy[key]}; it must be {least} or more.")
+    policy["not_goods"] = tuple(str(product) for product in policy.get("not_goods", ()))
+    listed = _section(
+        path, "tables", settings.get("tables", {}), dict.fromkeys(tables.CONTRACT, dict)
+    )
     numbers = results.Numbers(settings.get("locale", "en_US"), settings.get("currency", "USD"))
     try:
         Locale.parse(numbers.locale)
         zoneinfo.ZoneInfo(settings.get("timezone", "UTC"))
-    except (UnknownLocaleError, ValueError, zoneinfo.ZoneInfoNotFoundError) as error:
+    except (UnknownLocaleError, ValueError, OSError, zoneinfo.ZoneInfoNotFoundError) as error:
         raise DataError(f"{path}: locale or timezone is not known: {error}.") from error
     if numbers.currency not in Locale("en").currencies:
         raise DataError(f"{path}: currency {numbers.currency!r} is not known; use a code like EUR.")
-    url = _from_environment(settings.get("source", {}).get("url", "."), path)
+    url = _from_environment(source.get("url", "."), path)
     return ShopSettings(
         id=path.parent.name,
         folder=path.parent,
@@ -139,18 +150,17 @@ def _settings(path: Path, settings: dict[str, Any]) -> ShopSettings:
         timezone=settings.get("timezone", "UTC"),
         url=url,
         policy=Policy(**policy),
-        tables={
-            name: _table_settings(path, name, given, url)
-            for name, given in settings.get("tables", {}).items()
-        },
+        tables={name: _table_settings(path, name, given, url) for name, given in listed.items()},
     )
 
 
 def _table_settings(path: Path, name: str, given: dict[str, Any], url: str) -> TableSettings:
-    known = {f.name for f in fields(TableSettings)} - {"origin"} | {"from"}
-    _known_only(path, f"tables.{name}", given, known)
-    contract = {column.name for column in tables.CONTRACT[name].columns}
-    _known_only(path, f"tables.{name}.columns", given.get("columns", {}), contract)
+    known = {"from" if f.name == "origin" else f.name: str for f in fields(TableSettings)}
+    given = _section(path, f"tables.{name}", given, {**known, "columns": dict})
+    contract = dict.fromkeys((column.name for column in tables.CONTRACT[name].columns), str)
+    _section(path, f"tables.{name}.columns", given.get("columns", {}), contract)
+    if given.get("decimal", ".") not in (".", ","):
+        raise DataError(f"{path}: [tables.{name}] decimal is {given['decimal']!r}; use '.' or ','.")
     options = {key: value for key, value in given.items() if key not in ("from", "url")}
     return TableSettings(
         url=_from_environment(given.get("url", url), path),
@@ -159,14 +169,21 @@ def _table_settings(path: Path, name: str, given: dict[str, Any], url: str) -> T
     )
 
 
-def _known_only(path: Path, section: str, given: Mapping[str, Any], known: Collection[str]) -> None:
-    for key in given:
+def _section(path: Path, section: str, given: object, known: Mapping[str, type]) -> dict[str, Any]:
+    """Return a table of the TOML file, each key one of `known` and each value of its type."""
+    where = f"[{section}] " if section else ""
+    if not isinstance(given, dict):
+        raise DataError(f"{path}: [{section}] is {given!r}; it must be a table of settings.")
+    for key, value in given.items():
         if key not in known:
-            where = f"[{section}] " if section else ""
             raise DataError(
                 f"{path}: {where}has no setting '{key}'; it has {', '.join(sorted(known))}."
                 + tables.did_you_mean(key, known)
             )
+        if type(value) is not known[key]:
+            words = {str: "text", int: "a whole number", list: "a list", dict: "a table"}
+            raise DataError(f"{path}: {where}{key} is {value!r}; it must be {words[known[key]]}.")
+    return dict(given)
 
 
 def _from_environment(url: str, path: Path) -> str:

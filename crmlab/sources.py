@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from crmlab import checks, results, settings, tables
 from crmlab.checks import TableCheck
 from crmlab.settings import Policy, ShopSettings, TableSettings, home, shop_names
-from crmlab.tables import DataError
+from crmlab.tables import DataError, UsageError
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -60,7 +60,7 @@ class Shop:
         """Tell whether the shop has that table."""
         try:
             self._location(tables.CONTRACT[name])
-        except DataError:
+        except (DataError, KeyError):
             return False
         return True
 
@@ -69,6 +69,10 @@ class Shop:
 
         `purchased_at` comes with `purchased_on`, its date. Raises `DataError` as `check` does.
         """
+        if name not in tables.CONTRACT:
+            raise UsageError(
+                f"There is no table '{name}'; the contract has {', '.join(tables.CONTRACT)}."
+            )
         self.check(name)
         return self._kept_rows(name).drop("rule")
 
@@ -128,25 +132,33 @@ class Shop:
 
     def write_set_aside(self, folder: Path, name: str = "transactions") -> Path | None:
         """Write the rows set aside as Parquet with the rule's name; None when there are none."""
+        import duckdb
+
+        path = folder / f"{name}.parquet"
         if not self.check(name).rows_set_aside:
+            path.unlink(missing_ok=True)  # of an earlier state of the data
             return None
         read = self._read(tables.CONTRACT[name])
         bad = read.filter(read.rule.notnull())
         given = {c: bad[tables.given(c)] for c in self._found(tables.CONTRACT[name])}
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = folder / f"{name}.parquet"
         scratch = folder / f".{name}.{os.getpid()}"
-        bad.select("rule", **given).to_parquet(str(scratch))
+        try:
+            bad.select("rule", **given).to_parquet(str(scratch))
+        except duckdb.IOException as error:
+            raise OSError(f"{folder} cannot be written: {error}") from error
         scratch.replace(path)
         return path
 
     def _location(self, table: tables.Table) -> tuple[str, list[Path]]:
         """Return the kind of the table's source, and its files."""
         setting = self.settings.table(table.name)
-        if re.match(r"(postgres(ql)?|spark)(:|$)", setting.url):
+        scheme = re.match(r"([A-Za-z][\w+.-]+)://|(spark)$", setting.url)
+        if scheme:
+            # Never the whole URL: it may hold a password.
             raise DataError(
                 f"Table '{table.name}': this version of crmlab reads Parquet, CSV and DuckDB "
-                f"files, not '{setting.url.split(':')[0]}'. Export the table to Parquet."
+                f"files, not '{scheme[1] or scheme[2]}'. Export the table to Parquet."
             )
         place = self.settings.folder / Path(setting.url).expanduser()
         if place.suffix == ".duckdb":
@@ -190,8 +202,8 @@ class Shop:
                     f"shop.toml renames {', '.join(map(repr, lost))} of table '{table.name}', but "
                     f"{paths[0]} has no such column. It has: {', '.join(found)}."
                 )
-            taken = set(setting.columns.values()) | set(setting.columns)
-            keep = {name: name for name in found if name not in taken}
+            taken = {name.lower() for pair in setting.columns.items() for name in pair}
+            keep = {name: name for name in found if name.lower() not in taken}
             renamed = source.select(
                 **{n: source[own] for n, own in (keep | setting.columns).items()}
             )
@@ -254,6 +266,9 @@ class Shop:
             for n, rule in enumerate(table.rules)
             if rule.severity == "kept" and rule.column in rows.columns
         }
+        if self.policy.not_goods and "product_id" in rows.columns:
+            # Counted like a rule, though it is the shop's own.
+            kept["no goods"] = rows.product_id.isin(self.policy.not_goods).ifelse(1, 0).sum()
         given = {
             f"given {rule.column}": rows.rule.notnull()
             .ifelse(rows[tables.given(rule.column)].cast("string"), None)
@@ -303,13 +318,18 @@ def _open(
     connection: Backend, kind: str, paths: list[Path], setting: TableSettings, table: str
 ) -> ir.Table:
     if kind == "parquet":
-        return connection.read_parquet([str(path) for path in paths])
+        # By name: the files of a folder may differ in the order and the types of their columns.
+        return connection.read_parquet([str(path) for path in paths], union_by_name=True)
     if not paths[0].stat().st_size:
         raise DataError(f"Table '{table}': {paths[0]} is an empty file.")
     if kind == "csv":
         options = {"delim": setting.separator, "encoding": setting.encoding}
         return connection.read_csv(
-            str(paths[0]), all_varchar=True, header=True, **{k: v for k, v in options.items() if v}
+            str(paths[0]),
+            all_varchar=True,
+            header=True,
+            comment="",
+            **{k: v for k, v in options.items() if v},
         )
     # ibis 12 cannot list catalogs or tables on DuckDB 2.0; these ask DuckDB itself.
     alias = f"source_{hashlib.sha256(str(paths[0]).encode()).hexdigest()[:8]}"

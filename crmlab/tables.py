@@ -77,8 +77,9 @@ def required_rules(columns: Iterable[Column]) -> tuple[Rule, ...]:
     """Return the rules that every table has for its required values: present and readable."""
     rules: list[Rule] = []
     for column in columns:
-        if column.required and not column.nullable:
-            rules += [_missing(column.name), _unreadable(column.name)]
+        if column.required:
+            rules += [] if column.nullable else [_missing(column.name)]
+            rules.append(_unreadable(column.name))
     return tuple(rules)
 
 
@@ -110,6 +111,7 @@ ANONYMOUS = Rule(
     "customer_id",
     lambda rows: rows.customer_id.isnull(),
 )
+NO_GOODS = "no goods by the shop's policy (in no customer's figures)"
 # Counted over whole lines, not row by row: `sources` has its own query for it.
 DUPLICATE_LINES = "line equal to an earlier one in every column"
 
@@ -199,6 +201,10 @@ def day(value: str | dt.date, *, name: str = "as_of") -> dt.date:
         raise UsageError(f"{name} is {value!r}; it must be a date such as 1998-06-30.") from None
 
 
+ISO_DAY = r"^[0-9]{4}[-/][0-9]{1,2}[-/][0-9]{1,2}"
+ISO_TIME = r"[T ][0-9]{1,2}:[0-9]{2}(:[0-9]{2}([.][0-9]+)?)?"
+
+
 @dataclass(frozen=True)
 class Reading:
     """How a source's own types become the contract's: `[tables.<name>]` and `[policy]`."""
@@ -237,7 +243,8 @@ def typed(value: ir.Value, column: Column, reading: Reading) -> ir.Value:
         if not found.is_floating():
             return value.cast("string")
         # Ids that passed through a float column, 1001.0, are whole numbers again.
-        return (value == value.floor()).ifelse(value.try_cast("int64").cast("string"), None)
+        whole = (value % 1 == 0) & (value.abs() < 2.0**53)
+        return whole.ifelse(value, None).cast("int64").cast("string")
     if column.kind == "timestamp":
         return _timestamp(value, column, reading)
     if not (is_text or found.is_numeric()):
@@ -278,18 +285,39 @@ def _timestamp(value: ir.Value, column: Column, reading: Reading) -> ir.Value:
     if found.is_timestamp() and found.timezone:
         return timezone(reading.timezone, value)
     if found.is_string():
+        if "%z" in reading.date_format.lower():
+            return timezone(reading.timezone, try_strptime(value, reading.date_format).cast(moment))
         if reading.date_format:
-            value = try_strptime(value, reading.date_format)
-        value = value.try_cast("timestamp")
-    elif not (found.is_timestamp() or found.is_date()):
+            wall = try_strptime(value, reading.date_format).cast("timestamp")
+            return wall if "%H" not in reading.date_format else _to_shop(wall, reading, timezone)
+        # Nothing but ISO is guessed: 01/02/2024 and 10:00 PM need a date_format.
+        clock = value.re_search(ISO_DAY + ISO_TIME + "$")
+        zoned = value.re_search(ISO_DAY + ISO_TIME + r" ?(Z|[+-][0-9]{2}(:?[0-9]{2})?)$")
+        dated = value.re_search(ISO_DAY + "$")
+        # "inf" and the like are times to DuckDB and PostgreSQL, but to no calendar.
+        read = ibis.cases(
+            (dated, value.try_cast("timestamp")),
+            (clock, _to_shop(value.try_cast("timestamp"), reading, timezone)),
+            (zoned, timezone(reading.timezone, value.try_cast(moment))),
+            else_=ibis.null("timestamp"),
+        )
+    elif found.is_date():
+        read = value.cast("timestamp")
+    elif found.is_timestamp():
+        read = _to_shop(value.cast("timestamp"), reading, timezone)
+    else:
         raise _wrong_type(found, column, reading)
-    value = value.cast("timestamp")
-    # DuckDB and PostgreSQL read "inf" as a time; no calendar has it.
     days = [ibis.timestamp(first_or_last) for first_or_last in ("0001-01-02", "9999-12-30")]
-    value = value.between(*days).ifelse(value, None)
-    if reading.naive_timestamps == "UTC" and not found.is_date():
-        return timezone(reading.timezone, value.cast(moment))
-    return value
+    return read.between(*days).ifelse(read, None)
+
+
+def _to_shop(wall: ir.Value, reading: Reading, timezone: Callable[..., ir.Value]) -> ir.Value:
+    """Return a time without a zone as the shop's wall clock, by the shop's policy."""
+    from ibis.expr import datatypes
+
+    if reading.naive_timestamps == "UTC":
+        return timezone(reading.timezone, wall.cast(datatypes.Timestamp("UTC")))
+    return wall
 
 
 def _engine_function(name: str, takes: tuple[object, object]) -> Callable[..., ir.Value]:

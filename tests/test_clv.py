@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy.special import gammaln
 
-from crmlab import clv, customers, fitting, models, sources
+from crmlab import charts, clv, customers, fitting, models, sources
 from crmlab.tables import DataError, UsageError
 
 REFERENCE = tomllib.loads(Path(__file__).with_name("reference").joinpath("clv.toml").read_text())
@@ -334,7 +334,7 @@ def test_worth_adds_up_and_its_curve_is_made_of_enough_customers(fitted):
     steps = np.diff(worth.curve["share_of_customers"]) * 2357
     assert steps.min() >= 49.99
     best = frame["clv"].sort_values(ascending=False).iloc[: round(0.2 * 2357)].sum()
-    assert worth.top_share == pytest.approx(best / worth.clv, abs=0.005)
+    assert worth.top_share == pytest.approx(best / worth.clv, abs=0.001)
     assert "2,357 customers" in worth.verdict
 
 
@@ -350,9 +350,12 @@ def test_a_fifth_dominated_by_one_customer_shows_no_sum():
     terms = {"horizon_days": 365, "margin": 0.3, "annual_discount_rate": 0.0}
     worth = clv.worth(ibis.memtable(frame), **terms, numbers=clv.results.Numbers(), k=10)
     fifths = worth.fifths.set_index("fifth")
-    assert np.isnan(fifths.loc["best fifth", "clv"])
-    assert fifths.loc["second", "clv"] == pytest.approx(6.0)
+    assert fifths["clv"].isna().all()  # one blank alone could be found by difference
+    assert np.isnan(worth.clv)
+    assert np.isnan(worth.top_share)
     assert "3,0" not in worth._repr_html_()
+    assert "one brings half of the value or more, so no sums are shown" in worth.verdict
+    assert "to say what the best fifth bring" in charts.concentration(worth).alt
 
 
 @pytest.mark.parametrize(("n", "labels"), [(49, ["all"]), (50, ["best fifth", "second"])])
@@ -418,6 +421,8 @@ def test_importing_lifetimes_leaves_pandas_and_the_warnings_as_they_were():
         ({"margin": 30}, "margin is 30; it must lie between 0 and 1"),
         ({"margin": 0.3, "horizon_days": 0}, "horizon_days is 0"),
         ({"margin": 0.3, "annual_discount_rate": -1}, "annual_discount_rate is -1"),
+        ({"margin": None}, "margin is None"),
+        ({"margin": 0.3, "horizon_days": "90"}, "horizon_days is '90'"),
     ],
 )
 def test_terms_out_of_range_are_refused_in_words(fitted, options, said):
@@ -458,6 +463,21 @@ def test_customers_who_all_spend_alike_get_the_common_mean_and_it_is_said(make_s
     values = summary.mutate(value=model._value_of_a_purchase(summary)).value.to_pandas()
     assert values.min() == pytest.approx(20, rel=0.1)
     assert values.max() == pytest.approx(20, rel=0.1)
+
+
+def test_a_log_without_dropout_is_fitted_without_a_traceback(make_shop):
+    rng = np.random.default_rng(3)
+    rows = ["customer_id,purchased_at,amount"]
+    for customer in range(100):
+        for day in rng.integers(0, 500, 1 + rng.poisson(6)):
+            date = dt.date(2024, 1, 1) + dt.timedelta(days=int(day))
+            rows.append(f"c{customer},{date},{rng.gamma(4):.2f}")
+    summary = customers.summary(make_shop("\n".join(rows) + "\n"), as_of="2025-05-14")
+    model = clv.fit(summary)
+    # Everybody goes on buying at about 6 a year and a third.
+    expected = model.predict(summary, horizon_days=500, margin=1.0).expected_purchases.sum()
+    assert expected.to_pyarrow().as_py() == pytest.approx(600, rel=0.25)
+    assert "standard error" in model._repr_html_()
 
 
 def test_the_bounded_fit_finds_lifetimes_maximum_where_there_is_one(fitted):

@@ -57,7 +57,7 @@ def test_check_prints_the_counts_and_where_the_rows_set_aside_are(crmlab):
     done = crmlab("check", "cdnow")
     assert done.returncode == 0
     assert "69,659  used\n" in done.stdout
-    assert "255  used, though: line equal" in done.stdout
+    assert "255  noted: line equal" in done.stdout
     add_shop(crmlab.home, "dirty", ROW + "a,2024-01-01,1\nb,2024-01-02,1\nc,never,1\n")
     done = crmlab("check", "dirty")
     assert done.returncode == 0

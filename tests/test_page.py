@@ -112,7 +112,7 @@ def test_the_footer_says_where_the_numbers_came_from(open_page, pages):
         "crmlab 0.1.0",
         "rows read\t69,659",
         "used\t69,659\t$2,500,316",
-        "used, though: line equal to an earlier one in every column\t255",
+        "noted: line equal to an earlier one in every column\t255",
     ):
         assert fact in about, fact
 

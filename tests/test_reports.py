@@ -1,8 +1,13 @@
 import datetime as dt
 import json
+import os
 import re
 import shutil
+import signal
 import stat
+import subprocess
+import sys
+import time
 
 import nbformat
 import pandas as pd
@@ -22,6 +27,7 @@ def project(tmp_path, home, monkeypatch):
     (tmp_path / "data" / "small" / "shop.toml").write_text('name = "Small <shop>"\n')
     (tmp_path / "data" / "small" / "transactions.csv").write_text(
         "customer_id,purchased_at,amount\na,2024-01-01,5\na,2024-01-09,2\nb,oops,2\n"
+        "card-00017,2024-01-04,3\n"
     )
     (tmp_path / "reports" / "reports.toml").write_text(
         '[[report]]\nid = "quick"\nnotebook = "quick"\nshop = "small"\n'
@@ -96,7 +102,7 @@ def test_the_same_slot_run_late_gives_the_same_page_apart_from_the_time_it_was_m
     first = go(project, slot="2024-01-05T06:00").page.read_text()
     again = go(project, slot="2024-01-05T06:00").page.read_text()
     # The last day with a purchase before the slot: what a punctual run would have seen.
-    assert last_manifest(project)["as_of"] == "2024-01-01"
+    assert last_manifest(project)["as_of"] == "2024-01-04"
 
     def without_time(html):
         return [line for line in html.splitlines() if " UTC" not in line]
@@ -128,7 +134,7 @@ def test_old_data_are_said_to_be_old_unless_the_report_fixes_its_date(project):
 
 FAILURES = {
     "an exception": ("raise RuntimeError('it broke')", None, reports.RunError, "RuntimeError"),
-    "an exit": ("import os; os._exit(3)", None, reports.RunError, "running the notebook failed"),
+    "an exit": ("import os; os._exit(3)", None, reports.RunError, "DeadKernel"),
     "bad data": (
         "from crmlab import tables\nraise tables.DataError('Too few customers: 3.')",
         None,
@@ -148,7 +154,13 @@ FAILURES = {
         "asks for something outside it",
     ),
     "nothing published": ("", "1", reports.RunError, "published nothing"),
-    "too slow": ("import time; time.sleep(60)", None, reports.RunError, "running the notebook"),
+    "too slow": ("import time; time.sleep(60)", None, reports.RunError, "a cell ran for 0.02 min"),
+    "customers' ids": (
+        "import pandas as pd; pd.DataFrame({'customer_id': ['card-00017', 'x']})",
+        None,
+        reports.RunError,
+        "it names 1 customers by their id",
+    ),
 }
 
 
@@ -157,7 +169,7 @@ def test_a_failure_leaves_the_last_good_page_and_is_said_on_the_front_page(proje
     code, end, error, said = FAILURES[what]
     if what == "too slow":
         toml = project / "reports" / "reports.toml"
-        toml.write_text(toml.read_text() + "timeout_minutes = 0.05\n")
+        toml.write_text(toml.read_text() + "timeout_minutes = 0.02\n")
     go(project, slot="2024-01-20T06:00")
     before = site(project)
     write_notebook(project, code, end)
@@ -169,9 +181,11 @@ def test_a_failure_leaves_the_last_good_page_and_is_said_on_the_front_page(proje
     assert after == before
     assert "last run failed" in front
     assert "The page shown is the last good one." in front
+    assert "it broke" not in front
+    assert "Too few customers" not in front
     manifest = last_manifest(project)
     assert manifest["state"] == "failed"
-    assert said in manifest["failure"]
+    assert said in manifest["details"]
     write_notebook(project)
     go(project, slot="2024-01-22T06:00")
     assert "last run failed" not in site(project)["index.html"].decode()
@@ -213,6 +227,112 @@ def test_a_try_by_hand_that_is_refused_or_fails_leaves_no_mark_on_the_front_page
 
 def front_page(project):
     return re.sub(r"\d\d:\d\d UTC", "", site(project)["index.html"].decode())
+
+
+def test_a_run_of_an_older_date_does_not_take_the_newest_pages_place(project):
+    newest = go(project, slot="2024-01-20")
+    older = go(project, slot="2024-01-08", as_of="2024-01-05")
+    assert older.page.name == "20240108T000000.html"
+    assert "as of Jan 9, 2024" in newest.page.read_text()
+    assert "as of 2024-01-09" in front_page(project)
+    assert "as of Jan 5, 2024" in older.page.read_text()
+
+
+def test_a_slot_with_a_zone_is_the_shops_wall_clock(project):
+    (project / "data" / "small" / "shop.toml").write_text('timezone = "Europe/Kyiv"\n')
+    go(project, slot="2024-01-20T23:30+00:00")
+    assert last_manifest(project)["slot"] == "2024-01-21T01:30:00"
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_stopped_or_killed_is_said_and_the_next_one_works(project, stop):
+    go(project, slot="2024-01-20")
+    before = site(project)
+    write_notebook(project, "import time; time.sleep(60)")
+    code = (
+        "from pathlib import Path; from crmlab import reports; home = Path('.');"
+        "reports.run(home, reports.load(home)['quick'], slot='2024-01-21')"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=project, stderr=subprocess.PIPE, start_new_session=True
+    )
+    folder = project / "reports" / "private" / "small" / "quick"
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("20240121*/notebook.ipynb")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    child.send_signal(stop)
+    child.communicate(timeout=60)
+    assert index.manifests(project)[-1]["state"] == "failed"
+    index.write(project)
+    assert "last run failed" in front_page(project)
+    after = site(project)
+    assert after.pop("index.html") != before.pop("index.html")
+    assert after == before
+    write_notebook(project)
+    go(project, slot="2024-01-22")
+    assert "last run failed" not in front_page(project)
+
+
+def test_a_record_that_cannot_be_read_stops_no_other_report(project):
+    go(project)
+    for number, text in enumerate(("{", "{}", "[]", '"x"')):
+        bad = project / "reports" / "private" / "small" / "quick" / f"bad{number}"
+        bad.mkdir()
+        (bad / "manifest.json").write_text(text)
+    go(project)
+    assert "small/quick/" in front_page(project)
+
+
+def test_a_broken_shop_toml_is_said_on_the_front_page(project):
+    go(project)
+    (project / "data" / "small" / "shop.toml").write_text("privacyk = 3\n")
+    with pytest.raises(DataError, match="no setting 'privacyk'"):
+        go(project)
+    assert "the data break the contract" in front_page(project)
+
+
+def test_secrets_and_values_of_the_data_do_not_reach_the_front_page(project, monkeypatch):
+    monkeypatch.setenv("SHOP_PASSWORD", "hunter2-canary")
+    write_notebook(project, "import os; raise ValueError('boom ' + os.environ['SHOP_PASSWORD'])")
+    with pytest.raises(reports.RunError) as caught:
+        go(project)
+    assert "hunter2" not in str(caught.value)
+    (project / "data" / "small" / "shop.toml").write_text(
+        '[source]\nurl = "mysql://crm:${SHOP_PASSWORD}@db/shop"\n'
+    )
+    with pytest.raises(DataError, match="not 'mysql'"):
+        go(project)
+    (project / "data" / "small" / "shop.toml").write_text("")
+    (project / "data" / "small" / "transactions.csv").write_text(
+        "customer_id,purchased_at,amount\na,Anna Muster,1\n"
+    )
+    with pytest.raises(DataError, match="Anna Muster"):
+        go(project)
+    for path in (project / "reports").rglob("*"):
+        if path.is_file() and path.suffix in (".html", ".json"):
+            assert "hunter2" not in path.read_text()
+    assert "Anna" not in front_page(project)
+    assert str(project) not in front_page(project)
+
+
+def test_private_folders_are_private_and_public_ones_can_be_served(project):
+    before = os.umask(0o077)
+    try:
+        go(project)
+    finally:
+        os.umask(before)
+    for path in (project / "reports").rglob("*"):
+        if path.is_dir():
+            mode = stat.S_IMODE(path.stat().st_mode)
+            private = "private" in path.relative_to(project).parts
+            assert mode == (0o700 if private else 0o755), path
+
+
+def test_what_cannot_be_written_is_one_sentence(project):
+    (project / "reports" / "private").write_text("in the way")
+    with pytest.raises(OSError, match="private"):
+        go(project)
 
 
 def test_old_data_are_said_on_the_front_page_too(project):
@@ -281,12 +401,38 @@ def test_other_parameters_are_refused_before_anything_runs(project, given, said)
         ('[[report]]\nid = "../a"\nnotebook = "b"\nshop = "c"\n', "is no plain name"),
         ('[[report]]\nid = "a"\nnotebook = "b"\nshop = "c"\n' * 2, "two reports have the id 'a'"),
         ("[[report]\n", "not valid TOML"),
+        ("report = 3\n", "with double brackets"),
+        ("[[report]]\nid = 3\n", "id = 3 of .* is wrong"),
+        ('[[report]]\nid = "a"\nparameters = "x"\n', "parameters = 'x' of .* is wrong"),
+        ('[[report]]\nid = "a"\ntimeout_minutes = -1\n', "between 0 and 1440"),
     ],
 )
 def test_a_broken_reports_toml_is_an_error_in_words(project, toml, said):
     (project / "reports" / "reports.toml").write_text(toml)
     with pytest.raises(UsageError, match=said):
         reports.load(project)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("level: int = ", "is no Python"),
+        ("level: int = 60 * 60", "is not `name: type = default`"),
+        ('level: int = "abc"', "is not `name: type = default`"),
+        ("import os", "is not `name: type = default`"),
+        (None, "is no notebook"),
+    ],
+)
+def test_a_broken_parameters_cell_is_an_error_in_words(project, source, said):
+    path = project / "notebooks" / "quick.ipynb"
+    if source is None:
+        path.write_text("no JSON")
+    else:
+        notebook = nbformat.read(path, 4)
+        notebook.cells[1].source = source
+        nbformat.write(notebook, path)
+    with pytest.raises(UsageError, match=said):
+        config.schema(path)
 
 
 def test_a_slug_is_one_folder_name_whatever_the_values(project):

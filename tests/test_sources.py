@@ -22,7 +22,7 @@ CSV = """customer_id,purchased_at,amount
 
 def rows(shop):
     table = shop.table("transactions").order_by("purchased_at", "amount").to_pyarrow()
-    return pd.DataFrame(table.to_pylist())
+    return pd.DataFrame(table.to_pylist(), dtype=object)
 
 
 def test_ids_stay_text_and_money_is_decimal(make_shop):
@@ -117,6 +117,137 @@ def test_a_receipt_dated_after_the_slot_does_not_move_the_reports_date(make_shop
     assert shop.last_complete_day(before=dt.date(2024, 2, 1)) == dt.date(2024, 1, 6)
     with pytest.raises(DataError, match="no purchase before 2024-01-01"):
         shop.last_complete_day(before=dt.date(2024, 1, 1))
+
+
+def test_a_line_that_begins_with_a_hash_is_a_line(make_shop):
+    csv = "customer_id,purchased_at,amount\n1,2024-01-01,10\n#2,2024-01-02,20\n#3,2024-01-03,30\n"
+    assert make_shop(csv).check().used_money == 60
+
+
+def test_files_of_a_folder_may_differ_in_their_types(make_shop, tmp_path):
+    (tmp_path / "transactions").mkdir()
+    days = pd.to_datetime(["2024-01-01"])
+    for name, frame in {
+        "a": {"customer_id": [7], "purchased_at": days, "amount": [1]},
+        "b": {"amount": [2.75], "purchased_at": days, "customer_id": ["007"], "channel": ["web"]},
+    }.items():
+        pd.DataFrame(frame).to_parquet(tmp_path / "transactions" / f"{name}.parquet")
+    found = rows(make_shop(None))
+    assert list(found["customer_id"]) == ["7", "007"]
+    assert [float(v) for v in found["amount"]] == [1, 2.75]
+    assert list(found["channel"]) == [None, "web"]
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("2020-01-01 23:30:00+00:00", "2020-01-02 08:30:00"),
+        ("2020-01-01T23:30:00Z", "2020-01-02 08:30:00"),
+        ("2020-01-01 23:30-05", "2020-01-02 13:30:00"),
+        ("2020-01-01 23:30", "2020-01-01 23:30:00"),
+        ("2020/01/01", "2020-01-01 00:00:00"),
+        ("2020-01-01 10:00 PM", None),
+        ("2020-01-01 10:00 EST", None),
+        ("20-01-02", None),
+        ("infinity", None),
+    ],
+)
+def test_text_with_a_zone_becomes_the_shops_clock_and_only_iso_is_guessed(make_shop, given, read):
+    csv = f"customer_id,purchased_at,amount\na,{given},1\n" + "b,2020-01-05,1\n" * 2
+    found = rows(make_shop(csv, 'timezone = "Asia/Tokyo"\n'))
+    assert [str(at) for at in found["purchased_at"][:-2]] == ([read] if read else [])
+
+
+def test_a_date_format_with_a_zone_is_read(make_shop):
+    toml = 'timezone = "Asia/Tokyo"\n[tables.transactions]\ndate_format = "%d.%m.%Y %H:%M %z"\n'
+    csv = "customer_id,purchased_at,amount\na,01.01.2020 23:30 +0000,1\n"
+    assert str(rows(make_shop(csv, toml))["purchased_at"][0]) == "2020-01-02 08:30:00"
+
+
+def test_plain_dates_stay_their_day_even_where_times_are_utc(make_shop):
+    toml = 'timezone = "America/New_York"\n[policy]\nnaive_timestamps = "UTC"\n'
+    csv = "customer_id,purchased_at,amount\na,2024-01-01,1\na,2024-01-03 02:00,1\n"
+    days = [str(day) for day in rows(make_shop(csv, toml))["purchased_on"]]
+    assert days == ["2024-01-01", "2024-01-02"]
+
+
+def test_a_rename_wins_over_a_column_that_differs_by_case(make_shop):
+    toml = (
+        '[policy]\nduplicate_lines = "drop"\n[tables.transactions]\ncolumns = { amount = "net" }\n'
+    )
+    csv = "customer_id,purchased_at,Amount,net\na,2024-01-01,100,7\n"
+    assert make_shop(csv, toml).check().used_money == 7
+
+
+def test_ids_from_a_float_column_are_whole_numbers_or_unreadable(make_shop, tmp_path):
+    pd.DataFrame(
+        {
+            "customer_id": [1001.0, 1001.5, 1e20, np.nan, 5.0],
+            "purchased_at": pd.to_datetime(["2024-01-01"] * 5),
+            "amount": [1.0, 2, 3, 4, 5],
+        }
+    ).to_parquet(tmp_path / "transactions.parquet")
+    shop = make_shop(None)
+    assert set(rows(shop)["customer_id"]) == {"1001", "5", None}
+    assert shop.check().set_aside == {"customer_id unreadable": (2, 5.0)}
+
+
+def test_products_that_are_no_goods_are_counted_and_in_no_customers_figures(make_shop):
+    from crmlab import customers
+
+    csv = (
+        "customer_id,purchased_at,amount,product_id\n"
+        "a,2024-01-01,9,x\na,2024-01-02,3,POST\na,2024-01-03,5,\n"
+    )
+    shop = make_shop(csv, '[policy]\nnot_goods = ["POST"]\n')
+    assert shop.check().kept == {tables.NO_GOODS: 1}
+    days = customers.purchase_days(shop, as_of="2024-01-03").order_by("purchased_on").to_pyarrow()
+    assert [str(day) for day in days["purchased_on"].to_pylist()] == ["2024-01-01", "2024-01-03"]
+
+
+def test_rows_set_aside_of_an_earlier_state_are_taken_away(make_shop, tmp_path):
+    csv = "customer_id,purchased_at,amount\na,2024-01-01,5\na,x,5\n"
+    path = make_shop(csv).write_set_aside(tmp_path / "aside")
+    assert path.exists()
+    make_shop(csv.replace("x", "2024-01-02")).write_set_aside(tmp_path / "aside")
+    assert not path.exists()
+
+
+WRONG_TYPES = [
+    "policy = 3",
+    "tables = []",
+    "tables.transactions = 3",
+    'tables.transactions = "transactions.csv"',
+    "source = 3",
+    "source.url = 3",
+    "name = 3",
+    "locale = 3",
+    "currency = 3",
+    "timezone = 3",
+    'timezone = "Europe"',
+    "policy.not_goods = 3",
+    'policy.privacy_k = "ten"',
+    "policy.privacy_k = 0",
+    "policy.privacy_k = true",
+    "policy.stale_after_days = -1",
+    "tables.transactions.columns = 3",
+    "tables.transactions.columns.amount = 3",
+    "tables.transactions.from = 3",
+    "tables.transactions.date_format = 3",
+    'tables.transactions.decimal = "0"',
+]
+
+
+@pytest.mark.parametrize("toml", WRONG_TYPES)
+def test_a_setting_of_the_wrong_type_is_an_error_in_words(make_shop, toml):
+    with pytest.raises(DataError, match=r"shop.toml: .*(must be|is not known|use )"):
+        make_shop(CSV, toml + "\n")
+
+
+def test_a_table_that_is_not_in_the_contract_is_refused(make_shop):
+    with pytest.raises(UsageError, match="no table 'nope'; the contract has transactions"):
+        make_shop(CSV).table("nope")
+    assert not make_shop(CSV).has("nope")
 
 
 def test_rows_that_break_a_rule_are_set_aside_by_name_and_written(make_shop, tmp_path):

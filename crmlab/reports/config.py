@@ -30,22 +30,38 @@ class Report:
     timeout_minutes: float = 20
 
 
+_TYPES: dict[str, Any] = {"parameters": dict, "timeout_minutes": (int, float)}
+
+
 def load(home: Path) -> dict[str, Report]:
     """Read reports/reports.toml; the reports by id."""
     path = home / "reports" / "reports.toml"
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}.") from error
     known = Report.__dataclass_fields__
     reports: dict[str, Report] = {}
-    for number, entry in enumerate(given.get("report", []), start=1):
+    entries = given.get("report", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UsageError(f"{path}: write each report under [[report]], with double brackets.")
+    for number, entry in enumerate(entries, start=1):
         for key in entry:
             if key not in known:
                 raise UsageError(
                     f"{path}: [[report]] number {number} has no setting '{key}'; it knows "
                     f"{', '.join(known)}.{did_you_mean(key, known)}"
                 )
+        for key, value in entry.items():
+            wanted = _TYPES.get(key, str)
+            if not isinstance(value, wanted) or isinstance(value, bool):
+                raise UsageError(
+                    f"{path}: {key} = {value!r} of [[report]] number {number} is wrong."
+                )
+        if not 0 < entry.get("timeout_minutes", 20) <= 1440:
+            raise UsageError(f"{path}: timeout_minutes must lie between 0 and 1440.")
         if missing := [key for key in ("id", "notebook", "shop") if not entry.get(key)]:
             raise UsageError(f"{path}: [[report]] number {number} needs {', '.join(missing)}.")
         for key in ("id", "notebook", "shop"):
@@ -82,30 +98,43 @@ def schema(notebook: Path) -> dict[str, Parameter]:
             f"There is no notebook '{notebook.stem}'; {notebook.parent} has "
             f"{', '.join(names) or 'none'}.{did_you_mean(notebook.stem, names)}"
         )
-    cells = nbformat.read(notebook, as_version=4).cells
+    try:
+        cells = nbformat.read(notebook, as_version=4).cells
+    except (ValueError, KeyError, AttributeError, nbformat.reader.NotJSONError) as error:
+        raise UsageError(f"{notebook} is no notebook: {type(error).__name__}.") from error
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
         raise UsageError(f"{notebook} needs one cell tagged `parameters`; it has {len(tagged)}.")
     source = tagged[0].source
     lines = source.splitlines()
     found: dict[str, Parameter] = {}
-    for statement in ast.parse(source).body:
-        match statement:
-            case ast.AnnAssign(
-                target=ast.Name(id=name),
-                annotation=ast.Name(id="str" | "int" | "float" | "bool" as kind),
-                value=ast.expr() as value,
-            ):
-                _, _, comment = lines[statement.lineno - 1].partition("  #")
-                types = {"str": str, "int": int, "float": float, "bool": bool}
-                default = ast.literal_eval(value)
-                found[name] = Parameter(name, types[kind], default, comment.strip())
-            case _:
-                raise UsageError(
-                    f"{notebook}, line {statement.lineno} of the parameters cell: "
-                    f"{lines[statement.lineno - 1]!r} is not `name: type = default`."
-                )
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError as error:
+        raise UsageError(f"{notebook}: the parameters cell is no Python: {error.msg}.") from error
+    for statement in statements:
+        parameter = _parameter(statement, lines[statement.lineno - 1])
+        if not parameter:
+            raise UsageError(
+                f"{notebook}, line {statement.lineno} of the parameters cell: "
+                f"{lines[statement.lineno - 1]!r} is not `name: type = default`."
+            )
+        found[parameter.name] = parameter
     return found
+
+
+def _parameter(statement: ast.stmt, line: str) -> Parameter | None:
+    match statement:
+        case ast.AnnAssign(
+            ast.Name(name), ast.Name("str" | "int" | "float" | "bool" as kind), value
+        ):
+            try:
+                default: Any = ast.literal_eval(ast.unparse(value)) if value else None
+            except ValueError:
+                return None
+            if type(default).__name__ == kind:
+                return Parameter(name, type(default), default, line.partition("  #")[2].strip())
+    return None
 
 
 def validate(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,8 +159,10 @@ def _as_type(parameter: Parameter, value: Any) -> Any:
     wanted = parameter.type
     readings: dict[type, Any] = {
         bool: {"true": True, "false": False}.get,
-        int: lambda text: int(text) if re.fullmatch(r"[+-]?\d+", text) else None,
-        float: lambda text: float(text) if re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", text) else None,
+        int: lambda text: int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else None,
+        float: lambda text: (
+            float(text) if re.fullmatch(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?", text) else None
+        ),
         str: str,
     }
     if isinstance(value, str):

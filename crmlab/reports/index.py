@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +15,50 @@ EARLIER_PAGES = 12
 
 
 def manifests(home: Path) -> list[dict[str, Any]]:
-    """Return the manifests of all runs, oldest first."""
+    """Return the manifests of all runs, oldest first; one that cannot be read is passed over."""
     found = []
     for path in (home / "reports" / "private").glob("*/*/*/manifest.json"):
-        found.append(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            manifest["started"], manifest["slot"], manifest["key"], manifest["state"]  # noqa: B018
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if manifest["state"] == "running" and not _alive(manifest.get("pid", 0)):
+            manifest |= {"state": "failed", "failure": "It was killed before it had finished."}
+        found.append(manifest)
     return sorted(found, key=lambda manifest: (manifest["started"], manifest["slot"]))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid > 0
+
+
+def _published(home: Path, key: str) -> list[dict[str, Any]]:
+    """Return the published runs of one page, the one that managers should see last."""
+    good = [m for m in manifests(home) if m["key"] == key and m["state"] == "published"]
+    return sorted(good, key=_newness)
+
+
+def _newness(manifest: dict[str, Any]) -> tuple[str, str, str]:
+    return manifest["as_of"], manifest["slot"], manifest["started"]
+
+
+def is_newest(home: Path, manifest: dict[str, Any]) -> bool:
+    """Tell whether no published page of the same key is of a later date."""
+    others = _published(home, manifest["key"])
+    return not others or _newness(others[-1])[:2] <= _newness(manifest)[:2]
 
 
 def previous(home: Path, key: str, as_of: str) -> dict[str, Any] | None:
     """Return the newest published run of the same page as of an earlier date."""
-    return max(
-        (
-            manifest
-            for manifest in manifests(home)
-            if manifest["key"] == key
-            and manifest["state"] == "published"
-            and manifest["as_of"] < as_of
-        ),
-        key=lambda manifest: (manifest["as_of"], manifest["started"]),
-        default=None,
-    )
+    earlier = [run for run in _published(home, key) if run["as_of"] < as_of]
+    return earlier[-1] if earlier else None
 
 
 def write(home: Path) -> Path:
@@ -41,6 +66,8 @@ def write(home: Path) -> Path:
     from filelock import FileLock
 
     path = home / "reports" / "site" / "index.html"
+    page.folder(path.parent, 0o755)
+    page.folder(home / "reports" / "private", 0o700)
     with FileLock(home / "reports" / "private" / "index.lock"):
         page.write(path, _html(home), 0o644)
     return path
@@ -50,7 +77,7 @@ def _html(home: Path) -> str:
     runs: dict[str, list[dict[str, Any]]] = {}
     for manifest in manifests(home):
         # A run that was refused, say for a parameter out of range, is the asker's business only.
-        if manifest["state"] != "refused":
+        if manifest["state"] not in ("refused", "running"):
             runs.setdefault(manifest["key"], []).append(manifest)
     entries = [_entry(runs_of_page, home) for runs_of_page in runs.values()]
     entries = [entry for entry in entries if entry["page"] or not entry["by_hand"]]
@@ -66,24 +93,25 @@ def _entry(runs: list[dict[str, Any]], home: Path) -> dict[str, Any]:
     site = home / "reports" / "site"
     last = runs[-1]
     good = [run for run in runs if run["state"] == "published" and (site / run["page"]).is_file()]
-    newest = good[-1] if good else {}
+    good.sort(key=_newness)
+    shown = good[-1] if good else {}
     failed = last["state"] != "published"
     return {
         "shop_name": last["shop_name"],
-        "by_hand": last["by_hand"],
-        "notices": newest.get("notices", []),
-        "title": newest.get("title", last["report"]),
-        "page": f"{newest['key']}/index.html" if newest else "",
-        "as_of": newest.get("as_of", ""),
-        "ran": _when(newest) if newest else "",
+        "by_hand": last.get("by_hand", False),
+        "notices": shown.get("notices", []),
+        "title": shown.get("title", last["report"]),
+        "page": f"{shown['key']}/index.html" if shown else "",
+        "as_of": shown.get("as_of", ""),
+        "ran": _when(shown) if shown else "",
         "parameters": ", ".join(
             f"{name.replace('_', ' ')} {value}"
-            for name, value in newest.get("set", {}).items()
+            for name, value in shown.get("set", {}).items()
             if value != ""
         ),
-        "summary": newest.get("summary", ""),
-        "tiles": newest.get("kpis", []),
-        "failure": last["failure"] if failed else "",
+        "summary": shown.get("summary", ""),
+        "tiles": shown.get("kpis", []),
+        "failure": last.get("failure", "") if failed else "",
         "failed": _when(last) if failed else "",
         "earlier": [(run["page"], _when(run)) for run in good[-2 : -2 - EARLIER_PAGES : -1]],
     }

@@ -133,9 +133,28 @@ def check(html: str) -> None:
         raise PageError("The page was not published: " + "; ".join(dict.fromkeys(problems)) + ".")
 
 
+def words(html: str, *, longer_than: int) -> set[str]:
+    """Return the words of a page's text and alternative texts of more than so many characters."""
+    from bs4 import BeautifulSoup
+
+    soup = BeautifulSoup(html, "html.parser")
+    for tag in soup.find_all(["style", "pre"]):  # the code is the notebook's, and holds no data
+        tag.decompose()
+    texts = [soup.get_text(" "), *(str(tag["aria-label"]) for tag in soup.find_all(role="img"))]
+    found = re.split(r"[\s,;:()<>“”\"']+", " ".join(texts))
+    return {word.strip(".") for word in found if len(word.strip(".")) > longer_than}
+
+
+def folder(path: Path, mode: int) -> None:
+    """Make a folder, and those above it under reports/, with that mode whatever the umask."""
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    for one in reversed(missing):
+        one.mkdir(exist_ok=True)
+        one.chmod(mode)
+
+
 def write(path: Path, text: str, mode: int) -> None:
     """Write a file whole or not at all, readable by whom `mode` says."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         scratch.write_text(text, encoding="utf-8")

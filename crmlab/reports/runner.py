@@ -6,8 +6,10 @@ import datetime as dt
 import json
 import logging
 import os
+import re
 import secrets
 import time
+import zoneinfo
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,7 +43,7 @@ class BusyError(Exception):
 class RunResult:
     """One finished run: the page that managers see, and the private folder of the run.
 
-    `page` is the newest one's lasting path; the same lies beside it under the run's date.
+    `page` is the lasting path, unless the run is of an earlier date than the page that is there.
     """
 
     report: str
@@ -74,6 +76,7 @@ def run(
     ------
     UsageError before anything runs; DataError, RunError once the failure is recorded; BusyError
     """
+    home = home.resolve()
     notebook = home / "notebooks" / f"{report.notebook}.ipynb"
     if "shop_name" in (parameters or {}):
         raise tables.UsageError("The shop is no parameter; name it with --shop.")
@@ -82,45 +85,86 @@ def run(
         values["as_of"] = as_of
     if values.get("as_of"):
         values["as_of"] = tables.day(values["as_of"]).isoformat()
-    at = _slot(slot)
-    settings = sources.open_shop(shop or report.shop).settings
+    if shop and shop.endswith(".toml"):
+        raise tables.UsageError("A report runs on a shop under data/: name it, not its shop.toml.")
+    shop_id = shop or report.shop
+    try:
+        settings = sources.open_shop(shop_id).settings
+        shop_name, timezone = settings.name, settings.timezone
+    except tables.DataError:  # a broken shop.toml: said again, and recorded, below
+        shop_name, timezone = shop_id, "UTC"
+    at = _slot(slot, timezone)
     started, clock = dt.datetime.now(dt.UTC), time.monotonic()
-    key = f"{settings.id}/{report.id}/{config.slug(values)}"
-    folder = home / "reports" / "private" / settings.id / report.id
+    key = f"{shop_id}/{report.id}/{config.slug(values)}"
+    folder = home / "reports" / "private" / shop_id / report.id
     folder /= f"{at:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     manifest: dict[str, Any] = {
-        "state": "failed",
+        "state": "running",
+        "pid": os.getpid(),
         "report": report.id,
         "notebook": report.notebook,
-        "shop": settings.id,
-        "shop_name": settings.name,
+        "shop": shop_id,
+        "shop_name": shop_name,
         "key": key,
         "slot": at.isoformat(),
+        "as_of": values.get("as_of", ""),
         "started": started.isoformat(timespec="seconds"),
         "by_hand": bool(shop or as_of or parameters),
         "versions": {name: version(name) for name in SHOWN_PACKAGES},
     }
     with _only_one(home, key):
-        folder.mkdir(parents=True, mode=0o700)
+        page.folder(folder, 0o700)
+        _record(folder, manifest)
         step = ["open"]
         try:
             shown = _make(home, report, notebook, values, at, folder, manifest, step, progress)
             manifest |= {"state": "published", "page": shown.relative_to(_site(home)).as_posix()}
-        except (tables.DataError, tables.UsageError) as error:
-            manifest["failure"] = str(error)
-            if isinstance(error, tables.UsageError):
-                manifest["state"] = "refused"
-            raise
-        except Exception as error:
-            message = str(error).strip().splitlines() or [type(error).__name__]
-            manifest["failure"] = f"{STEPS[step[0]]} failed: {message[0]}"
-            raise RunError(f"Report '{report.id}': {manifest['failure']}") from error
+        except BaseException as error:
+            _fail(manifest, step[0], error)
+            if isinstance(error, tables.DataError | tables.UsageError) or not isinstance(
+                error, Exception
+            ):
+                raise
+            raise RunError(f"Report '{report.id}': {manifest['details']}") from error
         finally:
-            manifest["seconds"] = round(time.monotonic() - clock, 1)
-            manifest["step"] = step[0]
-            page.write(folder / "manifest.json", json.dumps(manifest, indent=1, default=str), 0o600)
+            manifest |= {"seconds": round(time.monotonic() - clock, 1), "step": step[0]}
+            _record(folder, manifest)
             index.write(home)
-    return RunResult(report.id, shown.with_name("index.html"), folder, manifest["seconds"])
+    lasting = shown.with_name("index.html") if index.is_newest(home, manifest) else shown
+    return RunResult(report.id, lasting, folder, manifest["seconds"])
+
+
+def _fail(manifest: dict[str, Any], step: str, error: BaseException) -> None:
+    """Record a failure: plain words for the front page, the details for analysts.
+
+    The details may hold values from the data and paths, so managers never see them.
+    """
+    manifest["state"] = "refused" if isinstance(error, tables.UsageError) else "failed"
+    if isinstance(error, tables.DataError):
+        reason, said = "the data break the contract", str(error)
+    elif isinstance(error, page.PageError):
+        reason, said = "the page would not stand alone or would name a customer", str(error)
+    elif isinstance(error, Exception):
+        lines = str(error).strip().splitlines() or [""]
+        reason, said = type(error).__name__, lines[0]
+        if isinstance(error, RunError):
+            reason = lines[0].partition(":")[0]
+    else:
+        reason, said = "it was stopped", type(error).__name__
+    manifest["failure"] = f"{STEPS[step].capitalize()} failed: {reason}."
+    manifest["details"] = _without_secrets(f"{STEPS[step]} failed: {said}")
+
+
+def _without_secrets(text: str) -> str:
+    """Blank the values of the environment's secrets, and the password of any URL."""
+    for name, value in os.environ.items():
+        if len(value) > 5 and re.search("PASS|SECRET|TOKEN|KEY|CREDENTIAL", name, re.IGNORECASE):
+            text = text.replace(value, "***")
+    return re.sub(r"(://[^:/@\s]+:)[^@\s]+@", r"\1***@", text)
+
+
+def _record(folder: Path, manifest: dict[str, Any]) -> None:
+    page.write(folder / "manifest.json", json.dumps(manifest, indent=1, default=str), 0o600)
 
 
 def _make(
@@ -148,7 +192,9 @@ def _make(
         "notices": [] if report.parameters.get("as_of") else _notices(shop, values["as_of"], at),
         "fingerprint": shop.fingerprint(),
     }
-    shop.write_set_aside(home / "reports" / "private" / shop.id / "set_aside")
+    aside = home / "reports" / "private" / shop.id / "set_aside"
+    page.folder(aside, 0o700)
+    shop.write_set_aside(aside)
     step[0] = "notebook"
     executed = _execute(notebook, {**values, "shop_name": shop.id}, folder, report, home, progress)
     step[0] = "page"
@@ -157,11 +203,16 @@ def _make(
     manifest |= {"title": title, **{key: published[key] for key in ("summary", "kpis", "left_out")}}
     html = page.export(executed, _context(shop, manifest, before))
     page.check(html)
+    if named := _customers_named(shop, html):
+        raise page.PageError(f"The page was not published: it names {named} customers by their id.")
     step[0] = "publish"
     target = _site(home) / str(manifest["key"])
+    page.folder(target, 0o755)
     dated = target / f"{at:%Y%m%dT%H%M%S}.html"
     page.write(dated, html, 0o644)
-    page.write(target / "index.html", html, 0o644)
+    # A run of an older date, a backfill say, does not take the newest page's place.
+    if index.is_newest(home, manifest):
+        page.write(target / "index.html", html, 0o644)
     return dated
 
 
@@ -176,6 +227,19 @@ def _notices(shop: sources.Shop, as_of: str, at: dt.datetime) -> list[str]:
     ]
 
 
+def _customers_named(shop: sources.Shop, html: str) -> int:
+    """Count the customers whose id stands in the page's text as a word of its own.
+
+    Ids of fewer than five characters cannot be told from the page's own numbers.
+    """
+    import ibis
+
+    rows = shop.table("transactions")
+    words = ibis.memtable({"customer_id": sorted(page.words(html, longer_than=4))})
+    found = rows.semi_join(words, "customer_id").customer_id.nunique()
+    return int(found.to_pyarrow().as_py())
+
+
 def _execute(
     notebook: Path,
     values: dict[str, Any],
@@ -185,6 +249,7 @@ def _execute(
     progress: bool,
 ) -> Any:
     """Run the notebook in a kernel of its own, in the run's private folder."""
+    import nbclient
     import nbformat
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -207,7 +272,7 @@ def _execute(
                 kernel_name="python3",
                 cwd=folder,
                 progress_bar=bar if progress else False,
-                execution_timeout=int(report.timeout_minutes * 60),
+                execution_timeout=max(1, round(report.timeout_minutes * 60)),
                 # Sockets in the file system: nobody else on the machine can listen in.
                 config=Config({"KernelManager": {"transport": "ipc"}}),
             )
@@ -218,6 +283,10 @@ def _execute(
             if error.ename == "UsageError":
                 raise tables.UsageError(error.evalue) from None
             raise RunError(f"{error.ename}: {error.evalue}") from None
+        except nbclient.exceptions.CellTimeoutError:
+            raise RunError(f"Timeout: a cell ran for {report.timeout_minutes:g} minutes") from None
+        except nbclient.exceptions.DeadKernelError:
+            raise RunError("DeadKernel: the notebook's process died") from None
     return nbformat.read(output, as_version=4)
 
 
@@ -284,11 +353,12 @@ def _tile(kpi: dict[str, Any], before: dict[str, Any] | None, numbers: Numbers) 
     return {**kpi, "change": f"{arrow}{said} since {day}", "direction": direction}
 
 
-def _slot(text: str | None) -> dt.datetime:
-    if text is None:
-        return dt.datetime.now().replace(microsecond=0)
+def _slot(text: str | None, timezone: str) -> dt.datetime:
+    """Read the time that a run is for, as the shop's wall clock."""
+    zone = zoneinfo.ZoneInfo(timezone)
     try:
-        return dt.datetime.fromisoformat(text)
+        at = dt.datetime.fromisoformat(text) if text else dt.datetime.now(zone)
+        return at.astimezone(zone).replace(tzinfo=None) if at.tzinfo else at
     except ValueError:
         raise tables.UsageError(f"--slot is {text!r}; it must be like 2026-11-21T06:00.") from None
 
@@ -302,7 +372,7 @@ def _only_one(home: Path, key: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     path = home / "reports" / "private" / f"{key}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    page.folder(path.parent, 0o700)
     try:
         with FileLock(path, timeout=0):
             yield
