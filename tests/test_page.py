@@ -107,8 +107,8 @@ def test_the_footer_says_where_the_numbers_came_from(open_page, pages):
     about = tab.inner_text("#about")
     for fact in (
         "Jan 1, 1997 to Jun 30, 1998",
-        "horizon days\t365",
-        "margin\t0.3",
+        "Parameter horizon_days\t365",
+        "Parameter margin\t0.3",
         "crmlab 0.1.0",
         "rows read\t69,659",
         "used\t69,659\t$2,500,316",

@@ -78,67 +78,95 @@ def run(
     """
     home = home.resolve()
     notebook = home / "notebooks" / f"{report.notebook}.ipynb"
-    if "shop_name" in (parameters or {}):
+    values = _values(notebook, report, as_of, parameters or {})
+    running = _begin(home, report, shop or report.shop, slot, values)
+    running.manifest["by_hand"] = bool(shop or as_of or parameters)
+    clock = time.monotonic()
+    with _only_one(home, running.manifest["key"]):
+        page.folder(running.folder, 0o700)
+        running.record()
+        try:
+            shown = _make(running, notebook, values, progress)
+        except BaseException as error:
+            _fail(running, error)
+            expected = isinstance(error, tables.DataError | tables.UsageError)
+            if expected or not isinstance(error, Exception):
+                raise
+            said = running.manifest["details"]
+            raise RunError(f"Report '{report.id}': {said}") from error
+        finally:
+            running.manifest["seconds"] = round(time.monotonic() - clock, 1)
+            running.record()
+            index.write(home)
+    return RunResult(report.id, shown, running.folder, running.manifest["seconds"])
+
+
+@dataclass
+class _Running:
+    """A run under way: where it writes, for which time, how far it is, what it will have said."""
+
+    home: Path
+    report: Report
+    at: dt.datetime
+    folder: Path
+    manifest: dict[str, Any]
+    step: str = "open"
+
+    def record(self) -> None:
+        """Write the manifest as it stands, so that a run that is killed leaves a trace."""
+        text = json.dumps({**self.manifest, "step": self.step}, indent=1, default=str)
+        page.write(self.folder / "manifest.json", text, 0o600)
+
+
+def _values(
+    notebook: Path, report: Report, as_of: str | None, parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the notebook's parameters as this run sets them, checked against its schema."""
+    if "shop_name" in parameters:
         raise tables.UsageError("The shop is no parameter; name it with --shop.")
-    values = config.validate(notebook, {**report.parameters, **(parameters or {})})
-    if as_of:
-        values["as_of"] = as_of
-    if values.get("as_of"):
-        values["as_of"] = tables.day(values["as_of"]).isoformat()
-    if shop and shop.endswith(".toml"):
+    values = config.validate(notebook, {**report.parameters, **parameters})
+    if day := as_of or values.get("as_of"):
+        values["as_of"] = tables.day(day).isoformat()
+    return values
+
+
+def _begin(
+    home: Path, report: Report, shop: str, slot: str | None, values: dict[str, Any]
+) -> _Running:
+    """Name the run's folder and begin its manifest; nothing is written yet."""
+    if shop.endswith(".toml"):
         raise tables.UsageError("A report runs on a shop under data/: name it, not its shop.toml.")
-    shop_id = shop or report.shop
     try:
-        settings = sources.open_shop(shop_id).settings
+        settings = sources.open_shop(shop).settings
         shop_name, timezone = settings.name, settings.timezone
-    except tables.DataError:  # a broken shop.toml: said again, and recorded, below
-        shop_name, timezone = shop_id, "UTC"
+    except tables.DataError:  # a broken shop.toml: said again, and recorded, by the run
+        shop_name, timezone = shop, "UTC"
     at = _slot(slot, timezone)
-    started, clock = dt.datetime.now(dt.UTC), time.monotonic()
-    key = f"{shop_id}/{report.id}/{config.slug(values)}"
-    folder = home / "reports" / "private" / shop_id / report.id
-    folder /= f"{at:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-    manifest: dict[str, Any] = {
+    folder = home / "reports" / "private" / shop / report.id
+    manifest = {
         "state": "running",
         "pid": os.getpid(),
         "report": report.id,
         "notebook": report.notebook,
-        "shop": shop_id,
+        "shop": shop,
         "shop_name": shop_name,
-        "key": key,
+        "key": f"{shop}/{report.id}/{config.slug(values)}",
         "slot": at.isoformat(),
         "as_of": values.get("as_of", ""),
-        "started": started.isoformat(timespec="seconds"),
-        "by_hand": bool(shop or as_of or parameters),
+        "set": {name: v for name, v in values.items() if name not in config.SET_BY_THE_RUN},
+        "started": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in SHOWN_PACKAGES},
     }
-    with _only_one(home, key):
-        page.folder(folder, 0o700)
-        _record(folder, manifest)
-        step = ["open"]
-        try:
-            shown = _make(home, report, notebook, values, at, folder, manifest, step, progress)
-            manifest |= {"state": "published", "page": shown.relative_to(_site(home)).as_posix()}
-        except BaseException as error:
-            _fail(manifest, step[0], error)
-            if isinstance(error, tables.DataError | tables.UsageError) or not isinstance(
-                error, Exception
-            ):
-                raise
-            raise RunError(f"Report '{report.id}': {manifest['details']}") from error
-        finally:
-            manifest |= {"seconds": round(time.monotonic() - clock, 1), "step": step[0]}
-            _record(folder, manifest)
-            index.write(home)
-    lasting = shown.with_name("index.html") if index.is_newest(home, manifest) else shown
-    return RunResult(report.id, lasting, folder, manifest["seconds"])
+    run_id = f"{at:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    return _Running(home, report, at, folder / run_id, manifest)
 
 
-def _fail(manifest: dict[str, Any], step: str, error: BaseException) -> None:
+def _fail(running: _Running, error: BaseException) -> None:
     """Record a failure: plain words for the front page, the details for analysts.
 
     The details may hold values from the data and paths, so managers never see them.
     """
+    manifest, step = running.manifest, STEPS[running.step]
     manifest["state"] = "refused" if isinstance(error, tables.UsageError) else "failed"
     if isinstance(error, tables.DataError):
         reason, said = "the data break the contract", str(error)
@@ -151,8 +179,8 @@ def _fail(manifest: dict[str, Any], step: str, error: BaseException) -> None:
             reason = lines[0].partition(":")[0]
     else:
         reason, said = "it was stopped", type(error).__name__
-    manifest["failure"] = f"{STEPS[step].capitalize()} failed: {reason}."
-    manifest["details"] = _without_secrets(f"{STEPS[step]} failed: {said}")
+    manifest["failure"] = f"{step.capitalize()} failed: {reason}."
+    manifest["details"] = _without_secrets(f"{step} failed: {said}")
 
 
 def _without_secrets(text: str) -> str:
@@ -163,41 +191,28 @@ def _without_secrets(text: str) -> str:
     return re.sub(r"(://[^:/@\s]+:)[^@\s]+@", r"\1***@", text)
 
 
-def _record(folder: Path, manifest: dict[str, Any]) -> None:
-    page.write(folder / "manifest.json", json.dumps(manifest, indent=1, default=str), 0o600)
-
-
-def _make(
-    home: Path,
-    report: Report,
-    notebook: Path,
-    values: dict[str, Any],
-    at: dt.datetime,
-    folder: Path,
-    manifest: dict[str, Any],
-    step: list[str],
-    progress: bool,
-) -> Path:
-    """Go the steps from the data to the published page; `step` says where it stands."""
+def _make(running: _Running, notebook: Path, values: dict[str, Any], progress: bool) -> Path:
+    """Go the steps from the data to the published page, and return its path."""
+    home, manifest = running.home, running.manifest
     shop = sources.open_shop(manifest["shop"])
     # A receipt dated after the slot is no news of the shop's.
-    last = shop.last_complete_day(before=at.date())
-    values["as_of"] = values.get("as_of") or last.isoformat()
+    last = shop.last_complete_day(before=running.at.date())
+    values = {**values, "as_of": values.get("as_of") or last.isoformat(), "shop_name": shop.id}
     defaults = {name: p.default for name, p in config.schema(notebook).items()}
+    fixed = bool(running.report.parameters.get("as_of"))
     manifest |= {
-        "parameters": {**defaults, **values, "shop_name": shop.id},
+        "parameters": {**defaults, **values},
         "as_of": values["as_of"],
-        "set": {k: v for k, v in values.items() if k not in config.SET_BY_THE_RUN},
         "last_day": last.isoformat(),
-        "notices": [] if report.parameters.get("as_of") else _notices(shop, values["as_of"], at),
+        "notices": [] if fixed else _notices(shop, values["as_of"], running.at),
         "fingerprint": shop.fingerprint(),
     }
     aside = home / "reports" / "private" / shop.id / "set_aside"
     page.folder(aside, 0o700)
     shop.write_set_aside(aside)
-    step[0] = "notebook"
-    executed = _execute(notebook, {**values, "shop_name": shop.id}, folder, report, home, progress)
-    step[0] = "page"
+    running.step = "notebook"
+    executed = _execute(running, notebook, values, progress)
+    running.step = "page"
     title, _, published = page.sections(executed)
     before = index.previous(home, manifest["key"], values["as_of"])
     manifest |= {"title": title, **{key: published[key] for key in ("summary", "kpis", "left_out")}}
@@ -205,15 +220,21 @@ def _make(
     page.check(html)
     if named := _customers_named(shop, html):
         raise page.PageError(f"The page was not published: it names {named} customers by their id.")
-    step[0] = "publish"
-    target = _site(home) / str(manifest["key"])
+    running.step = "publish"
+    return _publish(running, html)
+
+
+def _publish(running: _Running, html: str) -> Path:
+    """Put the page in its place under its date, and as the newest one unless it is of the past."""
+    site, manifest = running.home / "reports" / "site", running.manifest
+    target = site / str(manifest["key"])
     page.folder(target, 0o755)
-    dated = target / f"{at:%Y%m%dT%H%M%S}.html"
-    page.write(dated, html, 0o644)
-    # A run of an older date, a backfill say, does not take the newest page's place.
-    if index.is_newest(home, manifest):
-        page.write(target / "index.html", html, 0o644)
-    return dated
+    dated, lasting = target / f"{running.at:%Y%m%dT%H%M%S}.html", target / "index.html"
+    newest = index.is_newest(running.home, manifest)
+    for path in (dated, lasting) if newest else (dated,):
+        page.write(path, html, 0o644)
+    manifest |= {"state": "published", "page": dated.relative_to(site).as_posix()}
+    return lasting if newest else dated
 
 
 def _notices(shop: sources.Shop, as_of: str, at: dt.datetime) -> list[str]:
@@ -240,14 +261,7 @@ def _customers_named(shop: sources.Shop, html: str) -> int:
     return int(found.to_pyarrow().as_py())
 
 
-def _execute(
-    notebook: Path,
-    values: dict[str, Any],
-    folder: Path,
-    report: Report,
-    home: Path,
-    progress: bool,
-) -> Any:
+def _execute(running: _Running, notebook: Path, values: dict[str, Any], progress: bool) -> Any:
     """Run the notebook in a kernel of its own, in the run's private folder."""
     import nbclient
     import nbformat
@@ -256,9 +270,10 @@ def _execute(
     from traitlets.config import Config
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    folder, report = running.folder, running.report
     output = folder / "notebook.ipynb"
     surroundings = {
-        "CRMLAB_HOME": str(home),
+        "CRMLAB_HOME": str(running.home),
         "CRMLAB_RUN_DIR": str(folder),
         "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, not the user's own
     }
@@ -317,13 +332,13 @@ def _context(
                 "Purchases from",
                 f"{numbers.day(log.first or as_of)} to {numbers.day(log.last or as_of)}",
             ),
-            ("last complete day", numbers.day(tables.day(manifest["last_day"]))),
+            ("Last complete day", numbers.day(tables.day(manifest["last_day"]))),
             ("Seen as of the end of", numbers.day(as_of)),
-            *((name.replace("_", " "), str(value) or "not set") for name, value in own.items()),
-            ("fewest customers behind a figure", str(policy.privacy_k)),
-            ("run", f"{started:%Y-%m-%d %H:%M} UTC"),
-            ("data fingerprint", manifest["fingerprint"]),
-            ("versions", ", ".join(f"{name} {v}" for name, v in manifest["versions"].items())),
+            *((f"Parameter {name}", str(value) or "not set") for name, value in own.items()),
+            ("Fewest customers behind a figure", str(policy.privacy_k)),
+            ("Run", f"{started:%Y-%m-%d %H:%M} UTC"),
+            ("Data fingerprint", manifest["fingerprint"]),
+            ("Versions", ", ".join(f"{name} {v}" for name, v in manifest["versions"].items())),
         ],
         "left_out": html_table(
             left_out,
@@ -361,10 +376,6 @@ def _slot(text: str | None, timezone: str) -> dt.datetime:
         return at.astimezone(zone).replace(tzinfo=None) if at.tzinfo else at
     except ValueError:
         raise tables.UsageError(f"--slot is {text!r}; it must be like 2026-11-21T06:00.") from None
-
-
-def _site(home: Path) -> Path:
-    return home / "reports" / "site"
 
 
 @contextmanager
