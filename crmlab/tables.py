@@ -251,9 +251,10 @@ def typed(value: ir.Value, column: Column, reading: Reading) -> ir.Value:
         raise _wrong_type(found, column, reading)
     if is_text:
         value = _plain_number(value, reading.decimal)
-    number = value.try_cast("float64")
-    finite = number.notnull() & ~number.isnan() & ~number.isinf()
-    return finite.ifelse(value, None).try_cast(column.kind)
+    if is_text or found.is_floating():
+        number = value.try_cast("float64") if is_text else value
+        value = (~(number.isnan() | number.isinf())).ifelse(value, None)
+    return value.try_cast(column.kind)
 
 
 def _plain_number(value: ir.Value, decimal: str) -> ir.Value:
