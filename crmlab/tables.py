@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -326,7 +326,7 @@ def _engine_function(name: str, takes: tuple[object, object]) -> Callable[..., i
     import ibis
     from ibis.expr import datatypes
 
-    def function(first, second):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def function(first: Any, second: Any) -> Any:
         """Run in the engine."""
 
     wrapped: Callable[..., ir.Value] = ibis.udf.scalar.builtin(
