@@ -71,7 +71,7 @@ class Numbers:
         if not _finite(value):
             return NOTHING
         if abs(value) < 10_000:
-            return self.money(value)
+            return self.money(value, 0 if abs(value) >= 1_000 else None)
         digits = 2 - math.floor(math.log10(abs(value))) % 3
         rounded = float(f"{value:.3g}")
         return format_compact_currency(
