@@ -31,6 +31,14 @@ def home() -> Path:
     )
 
 
+def make_folder(path: Path, mode: int) -> None:
+    """Make a folder, and those above it that are missing, with that mode whatever the umask."""
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    for one in reversed(missing):
+        one.mkdir(exist_ok=True)
+        one.chmod(mode)
+
+
 @dataclass(frozen=True)
 class Policy:
     """What the shop has decided about its data; the names are those of `[policy]` in shop.toml."""

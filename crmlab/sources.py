@@ -141,7 +141,7 @@ class Shop:
         read = self._read(tables.CONTRACT[name])
         bad = read.filter(read.rule.notnull())
         given = {c: bad[tables.given(c)] for c in self._found(tables.CONTRACT[name])}
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        settings.make_folder(folder, 0o700)
         scratch = folder / f".{name}.{os.getpid()}"
         try:
             bad.select("rule", **given).to_parquet(str(scratch))

@@ -1,6 +1,7 @@
 """The commands as a user and a scheduler call them: in a process of their own."""
 
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -63,6 +64,7 @@ def test_check_prints_the_counts_and_where_the_rows_set_aside_are(crmlab):
     assert done.returncode == 0
     assert "1  set aside: purchased_at unreadable" in done.stdout
     assert done.stdout.strip().endswith("reports/private/dirty/set_aside/transactions.parquet")
+    assert stat.S_IMODE((crmlab.home / "reports" / "private").stat().st_mode) == 0o700
 
 
 def test_report_prints_its_page_and_the_index_lists_it(crmlab):

@@ -277,7 +277,7 @@ def test_a_run_that_is_stopped_or_killed_is_said_and_the_next_one_works(project,
 
 def test_a_record_that_cannot_be_read_stops_no_other_report(project):
     go(project)
-    for number, text in enumerate(("{", "{}", "[]", '"x"')):
+    for number, text in enumerate(("{", "{}", "[]", '"x"', '{"state": "published"}')):
         bad = project / "reports" / "private" / "small" / "quick" / f"bad{number}"
         bad.mkdir()
         (bad / "manifest.json").write_text(text)

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from crmlab.reports import page
+from crmlab.settings import make_folder
 
 # Earlier pages that the front page links to.
 EARLIER_PAGES = 12
+# What every manifest says from its run's beginning.
+NEEDED = {"state", "report", "shop_name", "key", "slot", "as_of", "started"}
 
 
 def manifests(home: Path) -> list[dict[str, Any]]:
@@ -20,8 +23,9 @@ def manifests(home: Path) -> list[dict[str, Any]]:
     for path in (home / "reports" / "private").glob("*/*/*/manifest.json"):
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
-            manifest["started"], manifest["slot"], manifest["key"], manifest["state"]  # noqa: B018
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
+            continue
+        if not isinstance(manifest, dict) or not manifest.keys() >= NEEDED:
             continue
         if manifest["state"] == "running" and not _alive(manifest.get("pid", 0)):
             manifest |= {"state": "failed", "failure": "It was killed before it had finished."}
@@ -66,8 +70,8 @@ def write(home: Path) -> Path:
     from filelock import FileLock
 
     path = home / "reports" / "site" / "index.html"
-    page.folder(path.parent, 0o755)
-    page.folder(home / "reports" / "private", 0o700)
+    make_folder(path.parent, 0o755)
+    make_folder(home / "reports" / "private", 0o700)
     with FileLock(home / "reports" / "private" / "index.lock"):
         page.write(path, _html(home), 0o644)
     return path
@@ -92,7 +96,11 @@ def _entry(runs: list[dict[str, Any]], home: Path) -> dict[str, Any]:
     """Return what the front page says of one page: its newest good run, a newer failed one."""
     site = home / "reports" / "site"
     last = runs[-1]
-    good = [run for run in runs if run["state"] == "published" and (site / run["page"]).is_file()]
+    good = [
+        run
+        for run in runs
+        if run["state"] == "published" and (site / run.get("page", "?")).is_file()
+    ]
     good.sort(key=_newness)
     shown = good[-1] if good else {}
     failed = last["state"] != "published"

@@ -145,14 +145,6 @@ def words(html: str, *, longer_than: int) -> set[str]:
     return {word.strip(".") for word in found if len(word.strip(".")) > longer_than}
 
 
-def folder(path: Path, mode: int) -> None:
-    """Make a folder, and those above it under reports/, with that mode whatever the umask."""
-    missing = [one for one in (path, *path.parents) if not one.exists()]
-    for one in reversed(missing):
-        one.mkdir(exist_ok=True)
-        one.chmod(mode)
-
-
 def write(path: Path, text: str, mode: int) -> None:
     """Write a file whole or not at all, readable by whom `mode` says."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")

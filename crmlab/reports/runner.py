@@ -21,6 +21,7 @@ from crmlab import sources, tables
 from crmlab.reports import config, index, page
 from crmlab.reports.config import Report
 from crmlab.results import Numbers, html_table
+from crmlab.settings import make_folder
 
 STEPS = {
     "open": "opening the shop's data",
@@ -83,7 +84,7 @@ def run(
     running.manifest["by_hand"] = bool(shop or as_of or parameters)
     clock = time.monotonic()
     with _only_one(home, running.manifest["key"]):
-        page.folder(running.folder, 0o700)
+        make_folder(running.folder, 0o700)
         running.record()
         try:
             shown = _make(running, notebook, values, progress)
@@ -207,9 +208,7 @@ def _make(running: _Running, notebook: Path, values: dict[str, Any], progress: b
         "notices": [] if fixed else _notices(shop, values["as_of"], running.at),
         "fingerprint": shop.fingerprint(),
     }
-    aside = home / "reports" / "private" / shop.id / "set_aside"
-    page.folder(aside, 0o700)
-    shop.write_set_aside(aside)
+    shop.write_set_aside(home / "reports" / "private" / shop.id / "set_aside")
     running.step = "notebook"
     executed = _execute(running, notebook, values, progress)
     running.step = "page"
@@ -228,7 +227,7 @@ def _publish(running: _Running, html: str) -> Path:
     """Put the page in its place under its date, and as the newest one unless it is of the past."""
     site, manifest = running.home / "reports" / "site", running.manifest
     target = site / str(manifest["key"])
-    page.folder(target, 0o755)
+    make_folder(target, 0o755)
     dated, lasting = target / f"{running.at:%Y%m%dT%H%M%S}.html", target / "index.html"
     newest = index.is_newest(running.home, manifest)
     for path in (dated, lasting) if newest else (dated,):
@@ -383,7 +382,7 @@ def _only_one(home: Path, key: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     path = home / "reports" / "private" / f"{key}.lock"
-    page.folder(path.parent, 0o700)
+    make_folder(path.parent, 0o700)
     try:
         with FileLock(path, timeout=0):
             yield
