@@ -250,12 +250,17 @@ def test_a_run_that_is_stopped_or_killed_is_said_and_the_next_one_works(project,
     go(project, slot="2024-01-20")
     before = site(project)
     write_notebook(project, "import time; time.sleep(60)")
+    # A shell's background job ignores Ctrl-C, and so would everything that it starts.
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "from pathlib import Path; from crmlab import reports; home = Path('.');"
         "reports.run(home, reports.load(home)['quick'], slot='2024-01-21')"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=project, stderr=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-c", code],
+        cwd=project,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     folder = project / "reports" / "private" / "small" / "quick"
     deadline = time.monotonic() + 60
@@ -263,7 +268,7 @@ def test_a_run_that_is_stopped_or_killed_is_said_and_the_next_one_works(project,
         time.sleep(0.1)
     time.sleep(1)
     child.send_signal(stop)
-    child.communicate(timeout=60)
+    child.wait(timeout=60)
     assert index.manifests(project)[-1]["state"] == "failed"
     index.write(project)
     assert "last run failed" in front_page(project)
