@@ -48,7 +48,7 @@ endef
 
 .venv/installed: pyproject.toml requirements.lock
 	$(call new_venv,.venv)
-	@$(BIN)/$(PIP_INSTALL) -c requirements.lock -e .
+	@$(BIN)/$(PIP_INSTALL) -c requirements.lock -e '.[demo]'
 	@touch $@
 
 .venv/installed-dev: .venv/installed

@@ -50,10 +50,9 @@ def demo() -> None:
     from crmlab import reports, sources
 
     home = sources.home()
-    click.echo("Writing the demo shops ...", err=True)
-    demo_shops.prepare(home / "data")
+    written = demo_shops.prepare(home / "data", progress=lambda text: click.echo(text, err=True))
     for report in reports.load(home).values():
-        if report.shop in demo_shops.SHOPS:
+        if report.shop in written:
             _run(report)
     click.echo(home / "reports" / "site" / "index.html")
 
@@ -73,7 +72,8 @@ def shops() -> None:
             shop = sources.open_shop(name)
             held = [shop.check(table) for table in CONTRACT if shop.has(table)]
             told = "; ".join(
-                f"{check.table} {check.used:,} rows, {check.first} to {check.last}"
+                f"{check.table} {check.used:,} rows"
+                + (f", {check.first} to {check.last}" if check.first else "")
                 for check in held
             )
             click.echo(f"{name:<20} {shop.settings.name}: {told or 'no data; see `crmlab check`'}")
@@ -87,12 +87,22 @@ def shops() -> None:
 def check(shop: str) -> None:
     """Read every table of SHOP against the contract."""
     from crmlab import sources
+    from crmlab.tables import CONTRACT, DataError
 
     opened = sources.open_shop(shop)
-    click.echo(opened.check("transactions", as_of=dt.date.today()))
     folder = sources.home() / "reports" / "private" / opened.id / "set_aside"
-    if path := opened.write_set_aside(folder):
-        click.echo(f"The rows set aside, each with the rule it broke: {path}")
+    broken = []
+    for table in CONTRACT:
+        try:
+            if table != "transactions" and not opened.has(table):
+                continue
+            click.echo(opened.check(table, as_of=dt.date.today()))
+            if path := opened.write_set_aside(folder, table):
+                click.echo(f"  The rows set aside, each with the rule it broke: {path}")
+        except DataError as error:
+            broken.append(str(error))
+    if broken:
+        raise DataError("\n".join(broken))
 
 
 @main.command()

@@ -6,8 +6,7 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crmlab import results, tables
-from crmlab.settings import TableSettings
+from crmlab import reading, results, tables
 from crmlab.tables import DataError
 
 if TYPE_CHECKING:
@@ -33,18 +32,25 @@ class TableCheck:
     kept: dict[str, int]
     first: dt.date | None
     last: dt.date | None
+    read_as: str = ""
 
     @property
     def rows_set_aside(self) -> int:
         """The number of rows set aside by any rule."""
         return sum(rows for rows, _ in self.set_aside.values())
 
+    @property
+    def money(self) -> float:
+        """All money that was read: used, later and set aside, as far as it could be read."""
+        aside = (money for _, money in self.set_aside.values() if money == money)
+        return self.used_money + self.later_money + sum(aside)
+
     def left_out(self) -> pd.DataFrame:
         """Return what was read, used and left out: columns `what`, `rows`, `money`."""
         import pandas as pd
 
         nan = float("nan")
-        lines = [("rows read", self.rows, nan), ("used", self.used, self.used_money)]
+        lines = [("rows read", self.rows, self.money), ("used", self.used, self.used_money)]
         lines += [(f"set aside: {rule}", n, money) for rule, (n, money) in self.set_aside.items()]
         lines += [("after the day looked at", self.later, self.later_money)]
         lines += [(f"noted: {rule}", n, nan) for rule, n in self.kept.items()]
@@ -59,13 +65,22 @@ class TableCheck:
         head = f"{self.table} from {self.source}"
         if self.first and self.last:
             head += f", {self.first} to {self.last}"
-        lines = []
-        for line in self.left_out().itertuples(index=False):
+        lines = [head, *([f"  read as {self.read_as}"] if self.read_as else [])]
+        frame = self.left_out()
+        with_money = bool(frame["money"].fillna(0).any())
+        frame = frame[(frame["rows"] > 0) | frame["what"].isin(["rows read", "used"])]
+        for line in frame.itertuples(index=False):
             example = self.examples.get(line.what.removeprefix("set aside: "), "")
+            money = f"{line.money:,.2f}" if line.money == line.money else ""
             lines.append(
-                f"  {line.rows:>12,}  {line.what}{f', such as {example!r}' * bool(example)}"
+                f"  {line.rows:>12,}{f'{money:>18}' * with_money}  {line.what}"
+                f"{f', such as {example!r}' * bool(example)}"
             )
-        return "\n".join([head, *lines])
+        if with_money:
+            lines.insert(
+                -len(frame), f"  {'rows':>12}{'money' if self.table != 'points' else 'points':>18}"
+            )
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         numbers = results.Numbers()
@@ -76,13 +91,26 @@ class TableCheck:
         )
 
 
+# A line that no table can hold; found when the file is read, so it is no row-wise rule.
+BAD_LINE = "line with another number of cells than the header"
+
+
 def summarise(
-    table: tables.Table, source: str, groups: list[dict[str, Any]], equal_lines: int
+    table: tables.Table,
+    source: str,
+    groups: list[dict[str, Any]],
+    *,
+    noted: dict[str, int],
+    bad_lines: list[str],
 ) -> TableCheck:
-    """Add up what the engine counted: one group per rule broken, and per later or not."""
+    """Add up what the engine counted: one group per rule broken, and per later or not.
+
+    `noted` has what was counted apart, by the rule's name; `bad_lines` what no row could hold.
+    """
     used = [group for group in groups if group["rule"] is None and not group["later"]]
     later = [group for group in groups if group["rule"] is None and group["later"]]
     bad = sorted((group for group in groups if group["rule"] is not None), key=lambda g: g["rule"])
+    columns = {rule.name: rule.column for rule in table.rules}
 
     def total(some: list[dict[str, Any]], name: str) -> Any:
         return sum((group.get(name) or 0 for group in some), 0)
@@ -90,38 +118,38 @@ def summarise(
     kept = {
         rule.name: int(total(used, f"kept {n}"))
         for n, rule in enumerate(table.rules)
-        if used and f"kept {n}" in used[0]
+        if rule.severity == "kept"
+    } | {tables.NO_GOODS: int(total(used, "no goods")), **noted}
+    # The amount of a row whose amount cannot be read is not zero, it is not known.
+    set_aside = {
+        g["rule"]: (int(g["rows"]), float("nan" if g["money"] is None else g["money"])) for g in bad
     }
-    if no_goods := int(total(used, "no goods")):
-        kept[tables.NO_GOODS] = no_goods
+    if bad_lines:
+        set_aside[BAD_LINE] = (len(bad_lines), float("nan"))
     return TableCheck(
         table=table.name,
         source=source,
-        rows=int(total(groups, "rows")),
+        rows=int(total(groups, "rows")) + len(bad_lines),
         used=int(total(used, "rows")),
         later=int(total(later, "rows")),
         used_money=float(total(used, "money")),
         later_money=float(total(later, "money")),
-        # The amount of a row whose amount cannot be read is not zero, it is not known.
-        set_aside={
-            g["rule"]: (int(g["rows"]), float("nan" if g["money"] is None else g["money"]))
-            for g in bad
-        },
+        set_aside=set_aside,
         examples={
-            g["rule"]: str(g[f"given {g['rule'].split(' ')[0]}"])
+            g["rule"]: str(example)[:80]
             for g in bad
-            if g["rule"].endswith("unreadable")
-        },
-        kept={rule: n for rule, n in kept.items() if n}
-        | ({tables.DUPLICATE_LINES: equal_lines} if equal_lines else {}),
+            if (example := g.get(f"given {columns.get(g['rule'], '')}")) is not None
+        }
+        | ({BAD_LINE: bad_lines[0][:80]} if bad_lines else {}),
+        kept={rule: n for rule, n in kept.items() if n},
         first=min((g["first"] for g in used + later if g["first"]), default=None),
         last=max((g["last"] for g in used + later if g["last"]), default=None),
     )
 
 
-def refuse_unusable(table: tables.Table, check: TableCheck, setting: TableSettings) -> None:
+def refuse_unusable(table: tables.Table, check: TableCheck, date_format: str) -> None:
     """Raise `DataError` for an empty table, or one of which most rows cannot be used."""
-    if check.rows == 0:
+    if check.rows == 0 and table.name == "transactions":
         raise DataError(
             f"Table '{table.name}' ({check.source}) is empty: it has columns but no rows."
         )
@@ -129,10 +157,14 @@ def refuse_unusable(table: tables.Table, check: TableCheck, setting: TableSettin
         return
     rule = max(check.set_aside, key=lambda name: check.set_aside[name][0])
     example = check.examples.get(rule, "")
-    advice = {
-        "purchased_at unreadable": tables.date_hint(example, used=setting.date_format),
-        "amount unreadable": 'If it has a decimal comma, say decimal = ","',
-    }.get(rule, "Look at which column it is taken from")
+    column = next((r.column for r in table.rules if r.name == rule), "")
+    advice = "Look at which column it is taken from"
+    if rule.endswith("unreadable") and table.column(column).kind in ("timestamp", "date"):
+        advice = reading.date_hint(example, used=date_format)
+    elif rule.endswith("unreadable") and table.column(column).kind == tables.MONEY:
+        advice = 'If it has a decimal comma, say decimal = ","'
+    elif rule == BAD_LINE:
+        advice = 'Name the mark between the cells, such as separator = ";",'
     raise DataError(
         f"Table '{table.name}' ({check.source}): {check.rows_set_aside:,} of {check.rows:,} rows "
         f"cannot be used, most for '{rule}'{f', such as {example!r}' * bool(example)}. {advice} "

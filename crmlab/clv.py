@@ -353,6 +353,7 @@ def backtest(
     days = customers.purchase_days(shop, as_of=until)
     later = days.filter(days.purchased_on > ibis.literal(first_day))
     bought = later.group_by("customer_id").aggregate(bought=later.count())
+    bought = shop.landed(bought, "bought")
     joined = past.left_join(bought, "customer_id")
     joined = joined.mutate(bought=joined.bought.fill_null(0))
     keys = ["frequency", "recency", "T", "bought"]
@@ -381,7 +382,7 @@ def backtest(
     known = int(weights.sum())
     if known < 10 * k:
         scores["capture_top10"] = float("nan")  # a tenth would be fewer than k customers
-    in_all = days.aggregate(n=days.customer_id.nunique()).to_pyarrow()["n"][0].as_py()
+    in_all = days.customer_id.nunique().to_pyarrow().as_py()
     return Backtest(
         rows=scores,
         tracking=_tracking(past, days, fitted, until, k=k),
@@ -418,8 +419,9 @@ def _tracking(
     )
     start = tables.day(cohorts["first_purchase"].iloc[0])
     born = np.array([(tables.day(day) - start).days for day in cohorts["first_purchase"]])
-    repeat = days.inner_join(past.select("customer_id", "first_purchase"), "customer_id")
-    repeat = repeat.filter(repeat.purchased_on > repeat.first_purchase)
+    # `past` is local and `days` may not be; who is in `past` is known by the first purchase.
+    repeat = days.mutate(first=days.purchased_on.min().over(group_by="customer_id"))
+    repeat = repeat.filter(repeat["first"] <= model.as_of, repeat.purchased_on > repeat["first"])
     ago = ibis.literal(until).delta(repeat.purchased_on, unit="day").cast("float64")
     span = (until - start).days
     for step in (7, 14, 28, 91, span + 1):

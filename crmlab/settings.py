@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from crmlab import results, tables
 from crmlab.tables import DataError, UsageError
@@ -68,9 +69,10 @@ POLICY_TYPES = {f.name: int for f in fields(Policy) if isinstance(f.default, int
 class TableSettings:
     """Where a table comes from and how it is read: `[tables.<name>]` of shop.toml."""
 
-    url: str = "."
+    url: str = field(default=".", repr=False)  # it may hold a password
     origin: str = ""  # `from` in the file
     columns: dict[str, str] = field(default_factory=dict)
+    flags: dict[str, str] = field(default_factory=dict)
     separator: str = ""
     encoding: str = ""
     decimal: str = ""
@@ -86,7 +88,7 @@ class ShopSettings:
     name: str
     numbers: results.Numbers
     timezone: str
-    url: str
+    url: str = field(repr=False)
     policy: Policy
     tables: Mapping[str, TableSettings]
 
@@ -164,7 +166,11 @@ def _settings(path: Path, settings: dict[str, Any]) -> ShopSettings:
 
 def _table_settings(path: Path, name: str, given: dict[str, Any], url: str) -> TableSettings:
     known = {"from" if f.name == "origin" else f.name: str for f in fields(TableSettings)}
-    given = _section(path, f"tables.{name}", given, {**known, "columns": dict})
+    given = _section(path, f"tables.{name}", given, {**known, "columns": dict, "flags": dict})
+    flags = given.get("flags", {})
+    if flags and name != "consents":
+        raise DataError(f"{path}: [tables.{name}] has flags; only consents are made of flags.")
+    _section(path, f"tables.{name}.flags", flags, dict.fromkeys(flags, str))
     contract = dict.fromkeys((column.name for column in tables.CONTRACT[name].columns), str)
     _section(path, f"tables.{name}.columns", given.get("columns", {}), contract)
     if given.get("decimal", ".") not in (".", ","):
@@ -200,6 +206,7 @@ def _from_environment(url: str, path: Path) -> str:
     def value(match: re.Match[str]) -> str:
         if (found := os.environ.get(match[1])) is None:
             raise DataError(f"{path}: the environment has no variable {match[1]}; set it first.")
-        return found
+        # A password may hold the very signs that divide a URL.
+        return quote(found, safe="") if "://" in url[: match.start()] else found
 
     return re.sub(r"\$\{(\w+)\}", value, url)

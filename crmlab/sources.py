@@ -1,35 +1,30 @@
-"""Data in: open a shop on its engine, rename and type its columns, check them at the door."""
+"""Data in: open a shop on its engines, rename and type its columns, check them at the door."""
 
 from __future__ import annotations
 
 import datetime as dt
 import hashlib
 import os
-import re
-import tempfile
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crmlab import checks, results, settings, tables
+from crmlab import checks, engines, files, reading, results, settings, tables
 from crmlab.checks import TableCheck
+from crmlab.engines import Source, readable
 from crmlab.settings import Policy, ShopSettings, TableSettings, home, shop_names
 from crmlab.tables import DataError, UsageError
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
-    from ibis.backends.duckdb import Backend
 
 __all__ = ["Shop", "TableCheck", "home", "open_shop", "shop_names"]
 
 
 @dataclass(frozen=True, eq=False)
 class Shop:
-    """One shop: its settings, and its tables as read-only ibis expressions on their engine."""
+    """One shop: its settings, and its tables as read-only ibis expressions on their engines."""
 
     settings: ShopSettings
 
@@ -49,37 +44,40 @@ class Shop:
         return self.settings.policy
 
     @cached_property
-    def connection(self) -> Backend:
-        """The engine: a DuckDB in memory, which makes its spill folder when it needs one."""
-        import ibis
-
-        spill = Path(tempfile.gettempdir(), f"crmlab-{uuid.uuid4().hex}")
-        return ibis.duckdb.connect(temp_directory=str(spill), autoinstall_known_extensions=False)
+    def engines(self) -> engines.Engines:
+        """The connections to where the tables lie, and the local DuckDB."""
+        return engines.Engines()
 
     def has(self, name: str) -> bool:
         """Tell whether the shop has that table."""
         try:
-            self._location(tables.CONTRACT[name])
-        except (DataError, KeyError):
+            self._source(tables.CONTRACT[name])
+        except (engines.NotFoundError, KeyError):
             return False
         return True
 
     def table(self, name: str) -> ir.Table:
         """Return a table under its contract names and types, without the rows set aside.
 
-        `purchased_at` comes with `purchased_on`, its date. Raises `DataError` as `check` does.
+        `transactions` comes with `purchased_on`, the date of `purchased_at`. Raises `DataError`
+        as `check` does.
         """
         if name not in tables.CONTRACT:
             raise UsageError(
                 f"There is no table '{name}'; the contract has {', '.join(tables.CONTRACT)}."
+                + tables.did_you_mean(name, tables.CONTRACT)
             )
         self.check(name)
-        return self._kept_rows(name).drop("rule")
+        return self._used(tables.CONTRACT[name])
+
+    def landed(self, rows: ir.Table, name: str) -> ir.Table:
+        """Return a result of the size of the customers as a local table, computed once."""
+        return self.engines.landed(rows, name)
 
     def check(
         self, name: str = "transactions", *, as_of: str | dt.date | None = None
     ) -> TableCheck:
-        """Read the table against its contract, in one pass of the engine.
+        """Read the table against its contract, in the engine.
 
         Raises `DataError` if a required column is missing, the table is empty, or more than half
         of its rows would have to be set aside: then something else is wrong than a few bad rows.
@@ -104,23 +102,29 @@ class Shop:
 
         rows = self.table("transactions")
         rows = rows.filter(rows.purchased_on < ibis.literal(before))
-        last = rows.aggregate(on=rows.purchased_on.max())
-        timed = rows.filter(rows.purchased_at.time() != dt.time(0, 0)).count()
-        with readable("transactions", self.id):
-            day: dt.date | None = last.to_pyarrow().to_pylist()[0]["on"]
-            if day is None:
-                raise DataError(f"Shop '{self.id}' has no purchase before {before}.")
-            cut_short = timed.to_pyarrow().as_py() and day == self.check("transactions").last
-            return day - dt.timedelta(days=1) if cut_short else day
+        midnight = rows.purchased_on.cast("timestamp")
+        state = rows.aggregate(
+            last=rows.purchased_on.max(), timed=(rows.purchased_at != midnight).sum()
+        )
+        with readable("transactions", self._source(tables.TRANSACTIONS).label):
+            [found] = state.to_pyarrow().to_pylist()
+        day: dt.date | None = found["last"]
+        if day is None:
+            raise DataError(f"Shop '{self.id}' has no purchase before {before}.")
+        cut_short = found["timed"] and day == self.check("transactions").last
+        return day - dt.timedelta(days=1) if cut_short else day
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits that change when the files behind `transactions` change.
+        """Return 16 hex digits that change when the data behind `transactions` change.
 
-        Size, time of change and the sha256 of the whole CSV or of a Parquet file's footer.
+        Of files: size, time of change and the sha256 of the whole CSV or of a Parquet file's
+        footer. Of a database: number of rows, first and last day, sum of amounts.
         """
-        _, paths = self._location(tables.TRANSACTIONS)
-        digest = hashlib.sha256()
-        for path in paths:
+        source, digest = self._source(tables.TRANSACTIONS), hashlib.sha256()
+        if not source.paths:
+            found = self.check("transactions")
+            digest.update(f"{found.rows} {found.first} {found.last} {found.money}".encode())
+        for path in source.paths:
             state = path.stat()
             digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}".encode())
             with path.open("rb") as file:
@@ -131,142 +135,202 @@ class Shop:
         return digest.hexdigest()[:16]
 
     def write_set_aside(self, folder: Path, name: str = "transactions") -> Path | None:
-        """Write the rows set aside as Parquet with the rule's name; None when there are none."""
-        import duckdb
+        """Write the rows set aside as Parquet with the rule's name; None when there are none.
+
+        Lines that no table can hold are written as text, in the column `line`.
+        """
+        import ibis
 
         path = folder / f"{name}.parquet"
         if not self.check(name).rows_set_aside:
             path.unlink(missing_ok=True)  # of an earlier state of the data
             return None
-        read = self._read(tables.CONTRACT[name])
+        table = tables.CONTRACT[name]
+        read, source = self._read(table), self._source(table)
         bad = read.filter(read.rule.notnull())
-        given = {c: bad[tables.given(c)] for c in self._found(tables.CONTRACT[name])}
+        bad = bad.select("rule", **{c: bad[tables.given(c)] for c in self._found(table)})
+        if source.text and source.text.bad_lines:
+            # A text file is read by the local DuckDB, so the two can be put together here.
+            lines = ibis.memtable(
+                {"line": source.text.bad_lines}, schema=ibis.schema({"line": "string"})
+            )
+            empty = {column: ibis.null(bad[column].type()) for column in bad.columns[1:]}
+            bad = bad.mutate(line=ibis.null("string")).union(
+                lines.select(rule=ibis.literal(checks.BAD_LINE), **empty, line=lines.line)
+            )
         settings.make_folder(folder, 0o700)
         scratch = folder / f".{name}.{os.getpid()}"
+        found = self.engines.landed(bad, name)
         try:
-            bad.select("rule", **given).to_parquet(str(scratch))
-        except duckdb.IOException as error:
+            found.to_parquet(str(scratch))
+        except Exception as error:
+            scratch.unlink(missing_ok=True)
             raise OSError(f"{folder} cannot be written: {error}") from error
         scratch.replace(path)
         return path
 
-    def _location(self, table: tables.Table) -> tuple[str, list[Path]]:
-        """Return the kind of the table's source, and its files."""
-        setting = self.settings.table(table.name)
-        scheme = re.match(r"([A-Za-z][\w+.-]+)://|(spark)$", setting.url)
-        if scheme:
-            # Never the whole URL: it may hold a password.
-            raise DataError(
-                f"Table '{table.name}': this version of crmlab reads Parquet, CSV and DuckDB "
-                f"files, not '{scheme[1] or scheme[2]}'. Export the table to Parquet."
-            )
-        place = self.settings.folder / Path(setting.url).expanduser()
-        if place.suffix == ".duckdb":
-            if not place.is_file():
-                raise DataError(f"Table '{table.name}': there is no DuckDB file {place}.")
-            return "duckdb", [place]
-        names = [setting.origin] if setting.origin else _file_names(table.name)
-        if setting.origin.endswith(".duckdb"):
-            raise DataError(
-                f"Table '{table.name}': {setting.origin} is a DuckDB file. Say url = "
-                f'"{setting.origin}" and name the table in it: from = "...".'
-            )
-        for path in (place / name for name in names):
-            if path.is_dir():
-                if files := sorted(path.glob("*.parquet")):
-                    return "parquet", files
-            elif path.is_file():
-                return ("parquet" if path.suffix == ".parquet" else "csv"), [path]
-        hint = (
-            "" if setting.origin else f", or name your file in {self.settings.folder / 'shop.toml'}"
-        )
-        raise DataError(
-            f"Table '{table.name}' of shop '{self.id}' has no file: looked for {', '.join(names)} "
-            f"in {place}. Put it there{hint}. For a demo shop run `crmlab demo`."
-        )
-
     @cached_property
-    def _raws(self) -> dict[str, ir.Table]:
+    def _sources(self) -> dict[str, Source]:
         return {}
 
-    def _raw(self, table: tables.Table) -> ir.Table:
+    def _source(self, table: tables.Table) -> Source:
         """Return the table as its source holds it, under the contract's names."""
-        if table.name not in self._raws:
-            kind, paths = self._location(table)
+        if table.name not in self._sources:
             setting = self.settings.table(table.name)
-            with readable(table.name, paths[0]):
-                source = _open(self.connection, kind, paths, setting, table.name)
-            found = list(source.columns)
-            if lost := [own for own in setting.columns.values() if own not in found]:
-                raise DataError(
-                    f"shop.toml renames {', '.join(map(repr, lost))} of table '{table.name}', but "
-                    f"{paths[0]} has no such column. It has: {', '.join(found)}."
-                )
-            taken = {name.lower() for pair in setting.columns.items() for name in pair}
-            keep = {name: name for name in found if name.lower() not in taken}
-            renamed = source.select(
-                **{n: source[own] for n, own in (keep | setting.columns).items()}
+            if setting.flags:
+                source = self._consents_from_flags(setting.flags)
+            else:
+                source = engines.open_table(table.name, setting, self.engines, self.settings.folder)
+            renamed = _renamed(source.rows, table.name, setting, source.label)
+            tables.require_columns(table, list(renamed.columns), where=source.label)
+            self._sources[table.name] = replace(source, rows=renamed)
+        return self._sources[table.name]
+
+    def _consents_from_flags(self, flags: dict[str, str]) -> Source:
+        """Return consents as the yes and no of columns of `customers`, one row per channel."""
+        import ibis
+
+        customers = tables.CONTRACT["customers"]
+        source = self._source(customers)
+        how = self._reading(customers)
+        if lost := [own for own in flags.values() if own not in source.rows.columns]:
+            raise DataError(
+                f"shop.toml takes consents from the flags {', '.join(map(repr, lost))}, but "
+                f"{source.label} has no such column. It has: {', '.join(source.rows.columns)}."
             )
-            tables.require_columns(table, list(renamed.columns), where=str(paths[0]))
-            self._raws[table.name] = renamed
-        return self._raws[table.name]
+        parts = []
+        for channel, own in flags.items():
+            flag = tables.Column(own, "boolean", f"whether {channel} is allowed")
+            said = reading.typed(source.rows[own], flag, how)
+            part = source.rows.mutate(said=said)
+            part = part.filter(part.said.notnull())
+            parts.append(
+                part.select(
+                    "customer_id",
+                    channel=ibis.literal(channel),
+                    status=part.said.ifelse("given", "withdrawn"),
+                )
+            )
+        return replace(source, rows=ibis.union(*parts) if len(parts) > 1 else parts[0], text=None)
 
     def _found(self, table: tables.Table) -> list[str]:
-        present = self._raw(table).columns
+        present = self._source(table).rows.columns
         return [column.name for column in table.columns if column.name in present]
+
+    @cached_property
+    def _readings(self) -> dict[str, reading.Reading]:
+        return {}
+
+    def _reading(self, table: tables.Table) -> reading.Reading:
+        """Return how the table is read; what shop.toml does not say of a text file is guessed."""
+        if table.name not in self._readings:
+            setting, source = self.settings.table(table.name), self._source(table)
+            decimal, date_format = setting.decimal, setting.date_format
+            if source.text:
+                found = [table.column(name) for name in self._found(table)]
+                dates = [c.name for c in found if c.kind in ("timestamp", "date")]
+                numbers = [c.name for c in found if c.kind in (tables.MONEY, "float64")]
+                date_format = date_format or files.guess_dates(source.rows, dates)
+                decimal = decimal or files.guess_decimal(source.rows, numbers)
+            self._readings[table.name] = reading.Reading(
+                table=table.name,
+                source=source.label,
+                origin=source.origin,
+                engine=source.engine,
+                is_file=source.is_file,
+                decimal=decimal or ".",
+                date_format=date_format,
+                timezone=self.settings.timezone,
+                naive_timestamps=self.policy.naive_timestamps,
+                columns=setting.columns,
+            )
+        return self._readings[table.name]
+
+    def _typed(self, table: tables.Table) -> ir.Table:
+        """Return every row, typed, beside what was given."""
+        import ibis
+
+        raw, how, found = self._source(table).rows, self._reading(table), self._found(table)
+        earlier = {}
+        if self._drops_equal(table):
+            number = ibis.row_number().over(group_by=list(raw.columns), order_by=raw.columns[0])
+            raw = raw.mutate(earlier_equal_lines=number)
+            earlier = {"earlier_equal_lines": raw.earlier_equal_lines}
+        typed = raw.select(
+            **earlier,
+            **{name: reading.typed(raw[name], table.column(name), how) for name in found},
+            **{tables.given(name): reading.blank_to_null(raw[name]) for name in found},
+        )
+        if not {"latitude", "longitude"} <= set(found):
+            return typed
+        nowhere = (typed.latitude == 0) & (typed.longitude == 0)
+        return typed.mutate(
+            latitude=nowhere.ifelse(None, typed.latitude),
+            longitude=nowhere.ifelse(None, typed.longitude),
+        )
+
+    def _drops_equal(self, table: tables.Table) -> bool:
+        return self.policy.duplicate_lines == "drop" and not table.key
 
     def _read(self, table: tables.Table) -> ir.Table:
         """Return every row, typed, beside what was given and the set-aside rule it breaks."""
         import ibis
 
-        raw = self._raw(table)
-        kind, paths = self._location(table)
-        setting = self.settings.table(table.name)
-        reading = tables.Reading(
-            table=table.name,
-            source=str(paths[0]),
-            origin=setting.origin or table.name,
-            is_database=kind == "duckdb",
-            decimal=setting.decimal or ".",
-            date_format=setting.date_format,
-            timezone=self.settings.timezone,
-            naive_timestamps=self.policy.naive_timestamps,
-        )
-        found = self._found(table)
-        if self.policy.duplicate_lines == "drop":
-            earlier = ibis.row_number().over(group_by=list(raw.columns), order_by=raw.columns[0])
-            raw = raw.mutate(earlier_equal_lines=earlier)
-        else:
-            raw = raw.mutate(earlier_equal_lines=ibis.literal(0))
-        typed = raw.select(
-            "earlier_equal_lines",
-            **{name: tables.typed(raw[name], table.column(name), reading) for name in found},
-            **{tables.given(name): tables.blank_to_null(raw[name]) for name in found},
-        )
+        typed, found = self._typed(table), self._found(table)
         broken = [
             (rule.broken(typed), rule.name) for rule in table.rules if rule.severity == "set aside"
         ]
-        broken.append((typed.earlier_equal_lines > 0, tables.DUPLICATE_LINES))
-        return typed.mutate(rule=ibis.cases(*broken, else_=ibis.null("string")))
+        if self._drops_equal(table):
+            broken.append((typed.earlier_equal_lines > 0, tables.DUPLICATE_LINES))
+        judged = typed.mutate(rule=ibis.cases(*broken, else_=ibis.null("string")))
+        if not table.key:
+            return judged
+        # The first row, in the order of all that is given, keeps the key; a bad row takes none.
+        order = [judged[tables.given(name)] for name in found]
+        second = ibis.row_number().over(
+            group_by=[*(judged[name] for name in table.key), judged.rule.isnull()], order_by=order
+        )
+        judged = judged.mutate(second=second)
+        rule = (judged.rule.isnull() & (judged.second > 0)).ifelse(
+            tables.second_row(table), judged.rule
+        )
+        return judged.mutate(rule=rule).drop("second")
 
-    def _kept_rows(self, name: str) -> ir.Table:
-        read = self._read(tables.CONTRACT[name])
-        rows = read.filter(read.rule.isnull()).select("rule", *self._found(tables.CONTRACT[name]))
+    def _used(self, table: tables.Table) -> ir.Table:
+        """Return the rows that are not set aside, under the contract's names."""
+        found = self._found(table)
+        if table.key or self._drops_equal(table):
+            read = self._read(table)
+            rows = read.filter(read.rule.isnull())
+        else:
+            # The same rows, without naming the rule: half the work on a log of millions.
+            rows = self._typed(table)
+            for column in (column for column in table.columns if column.required):
+                readable_or_empty = rows[column.name].notnull()
+                if column.nullable:
+                    readable_or_empty |= rows[tables.given(column.name)].isnull()
+                if not (
+                    column.nullable and self._source(table).rows[column.name].type().is_string()
+                ):
+                    rows = rows.filter(readable_or_empty)
+        rows = rows.select(found)
+        if table.name != "transactions":
+            return rows
         return rows.mutate(purchased_on=rows.purchased_at.date())
 
     def _check(self, table: tables.Table, last_day: dt.date) -> TableCheck:
         import ibis
 
-        kind, paths = self._location(table)
-        read = self._read(table)
-        later = (read.purchased_at.date() > ibis.literal(last_day)).fill_null(False)
-        rows = read.mutate(later=later & read.rule.isnull())
+        source, rows = self._source(table), self._read(table)
+        dated = rows[table.dated].date() if table.dated in rows.columns else ibis.null("date")
+        later = (dated > ibis.literal(last_day)).fill_null(False) & rows.rule.isnull()
+        rows = rows.mutate(later=later, dated=dated)
         kept = {
             f"kept {n}": rule.broken(rows).ifelse(1, 0).sum()
             for n, rule in enumerate(table.rules)
             if rule.severity == "kept" and rule.column in rows.columns
         }
-        if self.policy.not_goods and "product_id" in rows.columns:
+        if self.policy.not_goods and table.name == "transactions" and "product_id" in rows.columns:
             # Counted like a rule, though it is the shop's own.
             kept["no goods"] = rows.product_id.isin(self.policy.not_goods).ifelse(1, 0).sum()
         given = {
@@ -278,78 +342,85 @@ class Shop:
         }
         counts = rows.group_by("rule", "later").aggregate(
             rows=rows.count(),
-            money=rows.amount.sum(),
-            first=rows.purchased_at.date().min(),
-            last=rows.purchased_at.date().max(),
+            money=rows[table.money].sum() if table.money else ibis.null("float64"),
+            first=rows.dated.min(),
+            last=rows.dated.max(),
             **kept,
             **given,
         )
-        with readable(table.name, paths[0]):
+        with readable(table.name, source.label):
             groups = counts.to_pyarrow().to_pylist()
-            equal_lines = 0
-            if self.policy.duplicate_lines == "keep":
-                different = self._raw(table).distinct().count().to_pyarrow().as_py()
-                equal_lines = sum(group["rows"] for group in groups) - different
-        check = checks.summarise(table, str(paths[0].name), groups, equal_lines)
-        checks.refuse_unusable(table, check, self.settings.table(table.name))
+            noted = self._orphans(table)
+            if self.policy.duplicate_lines == "keep" and not table.key:
+                different = _comparable(source.rows).distinct().count().to_pyarrow().as_py()
+                noted[tables.DUPLICATE_LINES] = sum(group["rows"] for group in groups) - different
+        bad_lines = source.text.bad_lines if source.text else []
+        check = checks.summarise(
+            table, Path(source.label).name, groups, noted=noted, bad_lines=bad_lines
+        )
+        check = replace(check, read_as=_read_as(source, self._reading(table)))
+        checks.refuse_unusable(table, check, self._reading(table).date_format)
         return check
 
+    def _orphans(self, table: tables.Table) -> dict[str, int]:
+        """Count the rows used whose id the other table does not have, by the rule's name."""
+        counts = {}
+        for column, partner in table.partners.items():
+            try:
+                if column not in self._found(table) or not self.has(partner):
+                    continue
+                other = self._source(tables.CONTRACT[partner])
+            except DataError:
+                continue  # the other table's own check says what is wrong with it
+            rows = self._used(table)
+            ids = rows.group_by(column).aggregate(rows=rows.count())
+            known = self._used(tables.CONTRACT[partner]).select(column)
+            if self._source(table).engine != other.engine:
+                ids, known = self.landed(ids, "ids"), self.landed(known, partner)
+            alone = ids.filter(ids[column].notnull()).anti_join(known, column)
+            total = alone.rows.sum().to_pyarrow().as_py()
+            counts[tables.no_partner(column, partner)] = int(total or 0)
+        return counts
 
-def _file_names(table: str) -> list[str]:
-    return [f"{table}.parquet", f"{table}.csv", f"{table}.csv.gz", table]
+
+def _renamed(rows: ir.Table, table: str, setting: TableSettings, where: str) -> ir.Table:
+    """Rename a source's columns to the contract's; nowhere else are columns renamed.
+
+    `amount = "quantity * price"` is the product of two columns, for logs that hold no amount.
+    """
+    found, columns = list(rows.columns), {}
+    for name, own in setting.columns.items():
+        factors = [part.strip() for part in own.split(" * ")]
+        if own in found:
+            columns[name] = rows[own]
+        elif len(factors) == 2 and set(factors) <= set(found):
+            decimal = setting.decimal or files.guess_decimal(rows, factors)
+            one, other = (reading.as_number(rows[factor], decimal) for factor in factors)
+            columns[name] = one * other
+        else:
+            raise DataError(
+                f"shop.toml renames {own!r} of table '{table}', but "
+                f"{where} has no such column. It has: {', '.join(found)}."
+            )
+    taken = {name.lower() for pair in setting.columns.items() for name in pair}
+    keep = {name: rows[name] for name in found if name.lower() not in taken}
+    return rows.select(**keep, **columns)
 
 
-@contextmanager
-def readable(table: str, source: object) -> Iterator[None]:
-    """Turn what an engine says about a source it cannot read into a `DataError`."""
-    import duckdb
-
-    try:
-        yield
-    except (duckdb.Error, UnicodeDecodeError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = " ".join(line for line in lines[:3] if not line.startswith("Original Line"))
-        if "unicode" in said.lower() or "utf-8" in said.lower():
-            said += f' Save it as UTF-8, or say encoding = "latin-1" under [tables.{table}].'
-        raise DataError(f"Table '{table}' cannot be read from {source}: {said}") from error
+def _comparable(rows: ir.Table) -> ir.Table:
+    """Return the columns that every engine can compare: no JSON, no geometry."""
+    return rows.select(
+        [name for name, kind in rows.schema().items() if not (kind.is_json() or kind.is_unknown())]
+    )
 
 
-def _open(
-    connection: Backend, kind: str, paths: list[Path], setting: TableSettings, table: str
-) -> ir.Table:
-    if kind == "parquet":
-        # By name: the files of a folder may differ in the order and the types of their columns.
-        return connection.read_parquet([str(path) for path in paths], union_by_name=True)
-    if not paths[0].stat().st_size:
-        raise DataError(f"Table '{table}': {paths[0]} is an empty file.")
-    if kind == "csv":
-        options = {"delim": setting.separator, "encoding": setting.encoding}
-        return connection.read_csv(
-            str(paths[0]),
-            all_varchar=True,
-            header=True,
-            comment="",
-            **{k: v for k, v in options.items() if v},
-        )
-    # ibis 12 cannot list catalogs or tables on DuckDB 2.0; these ask DuckDB itself.
-    alias = f"source_{hashlib.sha256(str(paths[0]).encode()).hexdigest()[:8]}"
-    if not connection.con.execute(
-        "select 1 from duckdb_databases() where database_name = ?", [alias]
-    ).fetchall():
-        connection.attach(str(paths[0]), name=alias, read_only=True)
-    name = setting.origin or table
-    query = """select case table_schema when 'main' then '' else table_schema || '.' end
-        || table_name, table_schema, table_name
-        from information_schema.tables where table_catalog = ?"""
-    there = {row[0]: row[1:] for row in connection.con.execute(query, [alias]).fetchall()}
-    if name not in there:
-        raise DataError(
-            f"Table '{table}': {paths[0]} has no table '{name}'. It has: "
-            f"{', '.join(sorted(there)) or 'none'}. Name yours in shop.toml: "
-            f'[tables.{table}] from = "...".'
-        )
-    schema, plain = there[name]
-    return connection.table(plain, database=(alias, schema))
+def _read_as(source: Source, how: reading.Reading) -> str:
+    """Say how a text file was read, found out or told."""
+    if not source.text or not source.text.separator:
+        return ""
+    mark = {"\t": "tab"}.get(source.text.separator, source.text.separator)
+    dates = f", dates {how.date_format}" if how.date_format else ""
+    return f"{source.text.encoding}, separator {mark}, decimal {how.decimal}{dates}"
 
 
 def open_shop(name: str | Path) -> Shop:

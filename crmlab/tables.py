@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import difflib
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -21,7 +20,7 @@ class UsageError(Exception):
     """What was asked for does not exist: a shop, a report, a parameter, a setting."""
 
 
-Kind = Literal["string", "timestamp", "decimal(18, 4)", "float64"]
+Kind = Literal["string", "timestamp", "date", "decimal(18, 4)", "float64", "boolean"]
 Severity = Literal["set aside", "kept"]
 
 
@@ -30,6 +29,8 @@ class Column:
     """One column of the contract.
 
     `required` columns must exist in the source; of these, only a `nullable` one may be empty.
+    A value outside `within` (both ends included) or not among `choices` cannot be read. `partner`
+    names the table whose row this id should have.
     """
 
     name: str
@@ -37,6 +38,9 @@ class Column:
     meaning: str
     required: bool = False
     nullable: bool = False
+    choices: tuple[str, ...] = ()
+    within: tuple[float, float] | tuple[dt.date, dt.date] | None = None
+    partner: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,16 +60,40 @@ class Rule:
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the contract: its columns, and its rules in the order in which they judge."""
+    """One table of the contract.
+
+    `key` is what no two rows share; `dated` the column that says when the row came to be, for
+    "later"; `money` the column whose sum must add up too.
+    """
 
     name: str
     meaning: str
     columns: tuple[Column, ...]
-    rules: tuple[Rule, ...] = ()
+    key: tuple[str, ...] = ()
+    dated: str = ""
+    money: str = ""
 
     def column(self, name: str) -> Column:
         """Return the column of that name."""
         return next(column for column in self.columns if column.name == name)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The row-wise rules, in the order in which they judge."""
+        required = [column for column in self.columns if column.required]
+        rules = []
+        for column in required:
+            rules += [] if column.nullable else [_missing(column)]
+            rules.append(_unreadable(column, "set aside"))
+        if self.name == "transactions":
+            rules += [ANONYMOUS, RETURNED, WORTHLESS]
+        optional = [c for c in self.columns if not c.required and c.kind != "string"]
+        return (*rules, *(_unreadable(column, "kept") for column in optional))
+
+    @property
+    def partners(self) -> dict[str, str]:
+        """The columns that hold another table's key, and that table."""
+        return {column.name: column.partner for column in self.columns if column.partner}
 
 
 def given(column: str) -> str:
@@ -73,35 +101,22 @@ def given(column: str) -> str:
     return f"{column} as given"
 
 
-def required_rules(columns: Iterable[Column]) -> tuple[Rule, ...]:
-    """Return the rules that every table has for its required values: present and readable."""
-    rules: list[Rule] = []
-    for column in columns:
-        if column.required:
-            rules += [] if column.nullable else [_missing(column.name)]
-            rules.append(_unreadable(column.name))
-    return tuple(rules)
-
-
-def _missing(name: str) -> Rule:
+def _missing(column: Column) -> Rule:
+    name = column.name
     return Rule(f"{name} missing", "set aside", name, lambda rows: rows[given(name)].isnull())
 
 
-def _unreadable(name: str, severity: Severity = "set aside") -> Rule:
+def _unreadable(column: Column, severity: Severity) -> Rule:
+    name, what = column.name, "unreadable"
+    if column.choices:
+        what = f"none of {', '.join(column.choices)}"
+    elif column.within:
+        what = "unreadable or impossible"
     return Rule(
-        f"{name} unreadable",
+        f"{name} {what}",
         severity,
         name,
         lambda rows: rows[name].isnull() & rows[given(name)].notnull(),
-    )
-
-
-def optional_rules(columns: Iterable[Column]) -> tuple[Rule, ...]:
-    """Return the rules for optional values: one that cannot be read is unknown, its row stays."""
-    return tuple(
-        _unreadable(column.name, "kept")
-        for column in columns
-        if not column.required and column.kind != "string"
     )
 
 
@@ -111,35 +126,234 @@ ANONYMOUS = Rule(
     "customer_id",
     lambda rows: rows.customer_id.isnull(),
 )
+RETURNED = Rule(
+    "amount negative (a return, taken off its day)",
+    "kept",
+    "amount",
+    lambda rows: (rows.amount < 0).fill_null(False),
+)
+WORTHLESS = Rule(
+    "amount zero (a day of nothing else is a purchase only if the policy counts it)",
+    "kept",
+    "amount",
+    lambda rows: (rows.amount == 0).fill_null(False),
+)
 NO_GOODS = "no goods by the shop's policy (in no customer's figures)"
-# Counted over whole lines, not row by row: `sources` has its own query for it.
+# Counted over several rows, or over two tables: `sources` has its own queries for them.
 DUPLICATE_LINES = "line equal to an earlier one in every column"
 
-_TRANSACTION_COLUMNS = (
-    Column("customer_id", "string", "who bought; empty = an anonymous sale", True, nullable=True),
-    Column("purchased_at", "timestamp", "when, in the shop's wall clock", True),
-    Column("amount", "decimal(18, 4)", "shop currency; negative = a return", True),
-    Column("transaction_id", "string", "the receipt that the line belongs to"),
-    Column("product_id", "string", "what was bought"),
-    Column("store_id", "string", "where it was bought"),
-    Column("quantity", "float64", "pieces, or the product's own unit"),
-    Column("channel", "string", "how it was bought, such as shop or web"),
-    Column("discount", "decimal(18, 4)", "shop currency taken off, already left out of amount"),
-    Column("cost", "decimal(18, 4)", "shop currency that the goods cost"),
-)
+
+def second_row(table: Table) -> str:
+    """Name the rule against a second row with the same key."""
+    return f"second row of the same {' and '.join(table.key)}"
+
+
+def no_partner(column: str, partner: str) -> str:
+    """Name the rule that counts ids which the other table does not have."""
+    return f"{column} without a row in {partner}"
+
+
+MONEY: Kind = "decimal(18, 4)"
+BIRTHS = (dt.date(1900, 1, 1), dt.date(2100, 1, 1))
+
+
+def _id(name: str, meaning: str, partner: str = "", *, required: bool = False) -> Column:
+    return Column(name, "string", meaning, required, partner=partner)
+
+
+def _coordinates() -> tuple[Column, Column]:
+    return (
+        Column("latitude", "float64", "degrees north; (0, 0) is unknown", within=(-90, 90)),
+        Column("longitude", "float64", "degrees east", within=(-180, 180)),
+    )
+
 
 TRANSACTIONS = Table(
     "transactions",
     "one line of a receipt",
-    _TRANSACTION_COLUMNS,
     (
-        *required_rules(_TRANSACTION_COLUMNS),
-        ANONYMOUS,
-        *optional_rules(_TRANSACTION_COLUMNS),
+        Column(
+            "customer_id", "string", "who bought; empty = an anonymous sale", True, True,
+            partner="customers",
+        ),
+        Column("purchased_at", "timestamp", "when, in the shop's wall clock", True),
+        Column("amount", MONEY, "shop currency; negative = a return", True),
+        _id("transaction_id", "the receipt that the line belongs to"),
+        _id("product_id", "what was bought", "products"),
+        _id("store_id", "where it was bought", "stores"),
+        Column("quantity", "float64", "pieces, or the product's own unit"),
+        Column("channel", "string", "how it was bought, such as shop or web"),
+        Column("discount", MONEY, "shop currency taken off, already left out of amount"),
+        Column("cost", MONEY, "shop currency that the goods cost"),
     ),
+    dated="purchased_at",
+    money="amount",
+)  # fmt: skip
+
+CUSTOMERS = Table(
+    "customers",
+    "one card holder or member",
+    (
+        _id("customer_id", "the key of the card holder", required=True),
+        _id("household_id", "who lives together shares it"),
+        Column("joined_on", "date", "first day as a customer, also before the log begins"),
+        Column("birth_date", "date", "from 1900 on", within=BIRTHS),
+        Column("sex", "string", "as the shop writes it"),
+        Column("occupation", "string", "as the shop writes it"),
+        Column("city", "string", "of the home"),
+        Column("region", "string", "of the home"),
+        *_coordinates(),
+        Column("preferred_channel", "string", "how the customer wants to be addressed"),
+        Column("acquired_by", "string", "the campaign or channel that brought the customer"),
+    ),
+    key=("customer_id",),
 )
 
-CONTRACT: dict[str, Table] = {table.name: table for table in (TRANSACTIONS,)}
+CONSENTS = Table(
+    "consents",
+    "one answer of a customer about one channel; the latest counts, and no row is no consent",
+    (
+        _id("customer_id", "who was asked", "customers", required=True),
+        Column("channel", "string", "such as email, sms or post", True),
+        Column("status", "string", "given or withdrawn", True, choices=("given", "withdrawn")),
+        Column("at", "timestamp", "when it was said"),
+        Column("source", "string", "where it was said, such as the form's name"),
+    ),
+    dated="at",
+)
+
+PRODUCTS = Table(
+    "products",
+    "one article",
+    (
+        _id("product_id", "the key of the article", required=True),
+        Column("category", "string", "the wider group"),
+        Column("subcategory", "string", "the narrower group"),
+        Column("brand", "string", "the maker, or the shop's own brand"),
+        Column("unit_cost", MONEY, "shop currency that one piece costs"),
+    ),
+    key=("product_id",),
+)
+
+STORES = Table(
+    "stores",
+    "one store, our own or a competitor's",
+    (
+        _id("store_id", "the key of the store", required=True),
+        Column("name", "string", "as customers call it"),
+        Column("own", "boolean", "false = a competitor's"),
+        *_coordinates(),
+        Column("area_m2", "float64", "sales area, square metres", within=(0, 1e7)),
+        Column("opened_on", "date", "first day of business"),
+    ),
+    key=("store_id",),
+)
+
+CAMPAIGNS = Table(
+    "campaigns",
+    "one campaign",
+    (
+        _id("campaign_id", "the key of the campaign", required=True),
+        Column("name", "string", "as the marketers call it"),
+        Column("channel", "string", "such as email, sms or post"),
+        Column("offer", "string", "what was offered"),
+        Column("starts_on", "date", "first day"),
+        Column("ends_on", "date", "last day"),
+        Column("contact_cost", MONEY, "shop currency per contact"),
+        Column("offer_cost", MONEY, "shop currency per offer taken up"),
+        Column("fixed_cost", MONEY, "shop currency for the whole campaign"),
+        Column("holdout_share", "float64", "share of 1 that was held out", within=(0, 1)),
+        Column("primary_outcome", "string", "what was to be raised, said before the send"),
+        Column("outcome_days", "float64", "days after the send that count", within=(0, 3660)),
+        Column("randomised", "boolean", "true = who was held out was drawn by lot"),
+    ),
+    key=("campaign_id",),
+)
+
+CONTACTS = Table(
+    "contacts",
+    "one customer whom a campaign assigned to an arm",
+    (
+        _id("campaign_id", "the campaign", "campaigns", required=True),
+        _id("customer_id", "the customer", "customers", required=True),
+        Column("arm", "string", "holdout, or the name of what was sent", True),
+        Column("stratum", "string", "the group within which arms were drawn"),
+        Column("wave", "string", "which of the campaign's sends"),
+        Column("assigned_at", "timestamp", "when the arm was drawn", True),
+        Column("sent_at", "timestamp", "empty = not sent"),
+        Column("delivered_at", "timestamp", "empty = not known to have arrived"),
+        Column("opened_at", "timestamp", "empty = not known to have been opened"),
+        Column("clicked_at", "timestamp", "empty = no click"),
+        Column("undelivered_reason", "string", "why it did not arrive"),
+    ),
+    key=("campaign_id", "customer_id"),
+    dated="assigned_at",
+)
+
+SUPPRESSED = Table(
+    "suppressed",
+    "one customer taken out of a campaign before arms were drawn",
+    (
+        _id("campaign_id", "the campaign", "campaigns", required=True),
+        _id("customer_id", "the customer", "customers", required=True),
+        Column("reason", "string", "such as no consent", True),
+        Column("at", "timestamp", "when"),
+    ),
+    dated="at",
+)
+
+POINTS = Table(
+    "points",
+    "one posting to a customer's account of points",
+    (
+        _id("customer_id", "whose account", "customers", required=True),
+        Column("posted_at", "timestamp", "when", True),
+        Column("points", MONEY, "signed: earned +, redeemed and expired -", True),
+        Column(
+            "kind", "string", "what kind of posting", True,
+            choices=("earn", "redeem", "expire", "adjust"),
+        ),
+        _id("transaction_id", "the receipt it belongs to"),
+    ),
+    dated="posted_at",
+    money="points",
+)  # fmt: skip
+
+CASES = Table(
+    "cases",
+    "one case of the customer service",
+    (
+        _id("case_id", "the key of the case", required=True),
+        _id("customer_id", "who asked or complained", "customers", required=True),
+        Column("opened_at", "timestamp", "when it began", True),
+        Column("closed_at", "timestamp", "empty = still open"),
+        Column("kind", "string", "complaint, warranty, question, ..."),
+        Column("channel", "string", "how the customer came"),
+    ),
+    key=("case_id",),
+    dated="opened_at",
+)
+
+DISTRICTS = Table(
+    "districts",
+    "one part of the city or country",
+    (
+        _id("district_id", "the key of the district", required=True),
+        Column("name", "string", "as people call it"),
+        Column("population", "float64", "people who live there", within=(0, 1e10)),
+        Column("purchasing_power", "float64", "shop currency per person and year"),
+        Column("geometry", "string", "its outline as GeoJSON, in degrees"),
+    ),
+    key=("district_id",),
+)
+
+CONTRACT: dict[str, Table] = {
+    table.name: table
+    for table in (
+        TRANSACTIONS, CUSTOMERS, CONSENTS, PRODUCTS, STORES, CAMPAIGNS, CONTACTS, SUPPRESSED,
+        POINTS, CASES, DISTRICTS,
+    )
+}  # fmt: skip
 
 
 def dictionary() -> str:
@@ -154,9 +368,14 @@ def dictionary() -> str:
         ]
         parts.append("\n| rule | what happens to the row |\n|---|---|")
         parts += [f"| {rule.name} | {rule.severity} |" for rule in table.rules]
-        parts.append(
-            f"| {DUPLICATE_LINES} | kept, or set aside where the shop's policy says so |\n"
-        )
+        if table.key:
+            parts.append(f"| {second_row(table)} | set aside |")
+        parts += [
+            f"| {no_partner(column, partner)} | kept |"
+            for column, partner in table.partners.items()
+        ]
+        equal = "kept, or set aside where the shop's policy says so"
+        parts.append(f"| {DUPLICATE_LINES} | {equal} |\n" if not table.key else "")
     return "\n".join(parts)
 
 
@@ -199,172 +418,3 @@ def day(value: str | dt.date, *, name: str = "as_of") -> dt.date:
         return dt.date.fromisoformat(value)
     except (TypeError, ValueError):
         raise UsageError(f"{name} is {value!r}; it must be a date such as 1998-06-30.") from None
-
-
-ISO_DAY = r"^[0-9]{4}[-/][0-9]{1,2}[-/][0-9]{1,2}"
-ISO_TIME = r"[T ][0-9]{1,2}:[0-9]{2}(:[0-9]{2}([.][0-9]+)?)?"
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a source's own types become the contract's: `[tables.<name>]` and `[policy]`."""
-
-    table: str
-    source: str
-    origin: str
-    is_database: bool
-    timezone: str
-    naive_timestamps: str = "shop"
-    decimal: str = "."
-    date_format: str = ""
-
-
-def blank_to_null(value: ir.Value) -> ir.Value:
-    """Return text without blanks around it, and null for nothing but blanks.
-
-    The trim also keeps DuckDB 2.0 from pushing a `try_cast` of plain CSV text down into its CSV
-    reader, where it becomes a strict cast that fails on the first text it cannot read.
-    """
-    return value.strip().nullif("") if value.type().is_string() else value
-
-
-def typed(value: ir.Value, column: Column, reading: Reading) -> ir.Value:
-    """Return a source's column as the contract's type; what cannot be read becomes null.
-
-    Raises `DataError` where the type itself cannot be it, and for text in a database: a database
-    is not parsed, its owner makes a view.
-    """
-    found = value.type()
-    value = blank_to_null(value)
-    is_text = found.is_string()
-    if is_text and column.kind != "string" and reading.is_database:
-        raise _wrong_type(found, column, reading)
-    if column.kind == "string":
-        if not found.is_floating():
-            return value.cast("string")
-        # Ids that passed through a float column, 1001.0, are whole numbers again.
-        whole = (value % 1 == 0) & (value.abs() < 2.0**53)
-        return whole.ifelse(value, None).cast("int64").cast("string")
-    if column.kind == "timestamp":
-        return _timestamp(value, column, reading)
-    if not (is_text or found.is_numeric()):
-        raise _wrong_type(found, column, reading)
-    if is_text:
-        value = _plain_number(value, reading.decimal)
-    if is_text or found.is_floating():
-        number = value.try_cast("float64") if is_text else value
-        value = (~(number.isnan() | number.isinf())).ifelse(value, None)
-    return value.try_cast(column.kind)
-
-
-def _plain_number(value: ir.Value, decimal: str) -> ir.Value:
-    """Take the thousands separators out of a number; what breaks their pattern is left unreadable.
-
-    With a decimal comma 1.250 is one thousand and more, and 12.50 is no number: reading either as
-    it stands would be wrong by the factor of a thousand or a hundred.
-    """
-    import ibis
-
-    thousands = "." if decimal == "," else ","
-    point, comma = (f"[{mark}]" for mark in (decimal, thousands))
-    grouped = value.re_search(rf"^[+-]?[0-9]{{1,3}}({comma}[0-9]{{3}})+({point}[0-9]*)?$")
-    plain = grouped.ifelse(value.replace(thousands, ""), value)
-    if decimal == ".":
-        return plain
-    broken = value.contains(thousands) & ~grouped
-    return broken.ifelse(ibis.null("string"), plain.replace(decimal, "."))
-
-
-def _timestamp(value: ir.Value, column: Column, reading: Reading) -> ir.Value:
-    import ibis
-    from ibis.expr import datatypes
-
-    moment = datatypes.Timestamp("UTC")
-    timezone = _engine_function("timezone", (datatypes.string, moment))
-    try_strptime = _engine_function("try_strptime", (datatypes.string, datatypes.string))
-    found = value.type()
-    if found.is_timestamp() and found.timezone:
-        return timezone(reading.timezone, value)
-    if found.is_string():
-        if "%z" in reading.date_format.lower():
-            return timezone(reading.timezone, try_strptime(value, reading.date_format).cast(moment))
-        if reading.date_format:
-            wall = try_strptime(value, reading.date_format).cast("timestamp")
-            return wall if "%H" not in reading.date_format else _to_shop(wall, reading, timezone)
-        # Nothing but ISO is guessed: 01/02/2024 and 10:00 PM need a date_format.
-        clock = value.re_search(ISO_DAY + ISO_TIME + "$")
-        zoned = value.re_search(ISO_DAY + ISO_TIME + r" ?(Z|[+-][0-9]{2}(:?[0-9]{2})?)$")
-        dated = value.re_search(ISO_DAY + "$")
-        # "inf" and the like are times to DuckDB and PostgreSQL, but to no calendar.
-        read = ibis.cases(
-            (dated, value.try_cast("timestamp")),
-            (clock, _to_shop(value.try_cast("timestamp"), reading, timezone)),
-            (zoned, timezone(reading.timezone, value.try_cast(moment))),
-            else_=ibis.null("timestamp"),
-        )
-    elif found.is_date():
-        read = value.cast("timestamp")
-    elif found.is_timestamp():
-        read = _to_shop(value.cast("timestamp"), reading, timezone)
-    else:
-        raise _wrong_type(found, column, reading)
-    days = [ibis.timestamp(first_or_last) for first_or_last in ("0001-01-02", "9999-12-30")]
-    return read.between(*days).ifelse(read, None)
-
-
-def _to_shop(wall: ir.Value, reading: Reading, timezone: Callable[..., ir.Value]) -> ir.Value:
-    """Return a time without a zone as the shop's wall clock, by the shop's policy."""
-    from ibis.expr import datatypes
-
-    if reading.naive_timestamps == "UTC":
-        return timezone(reading.timezone, wall.cast(datatypes.Timestamp("UTC")))
-    return wall
-
-
-def _engine_function(name: str, takes: tuple[object, object]) -> Callable[..., ir.Value]:
-    """Return the engine's own function of two arguments that gives a timestamp."""
-    import ibis
-    from ibis.expr import datatypes
-
-    def function(first: Any, second: Any) -> Any:
-        """Run in the engine."""
-
-    wrapped: Callable[..., ir.Value] = ibis.udf.scalar.builtin(
-        function, name=name, signature=(takes, datatypes.timestamp)
-    )
-    return wrapped
-
-
-def _wrong_type(found: object, column: Column, reading: Reading) -> DataError:
-    message = (
-        f"Table '{reading.table}' ({reading.source}): column '{column.name}' holds {found}, "
-        f"crmlab needs {column.kind} ({column.meaning})."
-    )
-    if reading.is_database:
-        message += (
-            " A database is not parsed; make a view and name it in shop.toml: CREATE VIEW "
-            f"{reading.table}_for_crmlab AS SELECT * REPLACE (CAST({column.name} AS "
-            f"{column.kind}) AS {column.name}) FROM {reading.origin};"
-        )
-    else:
-        message += f" Name the right column under [tables.{reading.table}] columns in shop.toml."
-    return DataError(message)
-
-
-def date_hint(example: str, *, used: str) -> str:
-    """Say which `date_format` a date that could not be read seems to ask for.
-
-    >>> date_hint("31.12.2023 14:05", used="")
-    'Say how dates look, such as date_format = "%d.%m.%Y %H:%M"'
-    """
-    if used:
-        return f'The date_format = "{used}" does not fit it'
-    found = re.match(
-        r"(\d{1,4})([./ -]?)\d{1,2}\2\d{2,4}(?:([ T])\d{1,2}:\d{2}(:\d{2})?)?", example
-    )
-    if not found:
-        return 'Say how dates look, such as date_format = "%d/%m/%Y"'
-    year_first, mark, gap, seconds = len(found[1]) == 4, found[2], found[3], found[4]
-    form = mark.join(["%Y", "%m", "%d"] if year_first else ["%d", "%m", "%Y"])
-    form += f"{gap}%H:%M" if gap else ""
-    return f'Say how dates look, such as date_format = "{form}{":%S" if seconds else ""}"'

@@ -137,6 +137,8 @@ def test_the_lock_pins_everything_that_pyproject_asks_for_and_names_no_index():
     extras = PROJECT["optional-dependencies"].values()
     for wanted in [*PROJECT["dependencies"], *(one for extra in extras for one in extra)]:
         asked = Requirement(wanted)
+        if asked.name == "crmlab":
+            continue  # the extras for the tests are among those for users
         pin = next(iter(pins[canonicalize_name(asked.name)].specifier))
         assert pin.operator == "=="
         assert asked.specifier.contains(pin.version), wanted

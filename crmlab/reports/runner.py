@@ -252,11 +252,9 @@ def _customers_named(shop: sources.Shop, html: str) -> int:
 
     Ids of fewer than five characters cannot be told from the page's own numbers.
     """
-    import ibis
-
     rows = shop.table("transactions")
-    words = ibis.memtable({"customer_id": sorted(page.words(html, longer_than=4))})
-    found = rows.semi_join(words, "customer_id").customer_id.nunique()
+    words = sorted(page.words(html, longer_than=4))
+    found = rows.filter(rows.customer_id.isin(words)).customer_id.nunique()
     return int(found.to_pyarrow().as_py())
 
 
