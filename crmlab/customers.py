@@ -153,5 +153,5 @@ def log_start(shop: Shop, summary: ir.Table, *, as_of: str | dt.date) -> LogStar
         members = shop.table("customers")
         members = members.filter(members.joined_on >= ibis.literal(first)).select("customer_id")
         early = early.anti_join(shop.landed(members, "members"), "customer_id")
-    counts = [int(rows.count().to_pyarrow().as_py()) for rows in (summary, early)]
-    return LogStart(first, burn_in, *counts, shop.numbers)
+    in_all, maybe_older = (int(rows.count().to_pyarrow().as_py()) for rows in (summary, early))
+    return LogStart(first, burn_in, in_all, maybe_older, shop.numbers)

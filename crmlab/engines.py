@@ -64,7 +64,9 @@ class Engines:
         local = ibis.duckdb.connect(
             temp_directory=str(Path(folder, "spill")), autoinstall_known_extensions=False
         )
-        local.con.execute("set enable_progress_bar = false")  # it would be an output of the notebook
+        local.con.execute(
+            "set enable_progress_bar = false"
+        )  # it would be an output of the notebook
         # Every table that was read through it keeps the folder, and nothing keeps it longer.
         weakref.finalize(local, shutil.rmtree, folder, ignore_errors=True)
         local.crmlab_folder = Path(folder)
@@ -197,7 +199,8 @@ def _spark() -> Any:
 
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     with readable("", "Spark"):
-        session = SparkSession.builder.appName("crmlab").getOrCreate()
+        builder = SparkSession.builder.appName("crmlab")
+        session = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
         session.sparkContext.setLogLevel("ERROR")
         session.conf.set("spark.sql.session.timeZone", "UTC")
         return ibis.pyspark.connect(session)
