@@ -1,24 +1,55 @@
 """The generated demo shop: a grocer of a fictional city, of whom the whole truth is known.
 
-Inside, a day is a number counted from `ORIGIN`, a time a number of seconds from there, money whole
-cents; a column of text is codes (-1 is null) and words. Purchases happen in operational days: with
-seasonality one is short when the shop is busy, without it each is a day of the calendar.
+`city` says in what numbers days, times, money and text are kept while they are made.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import json
-import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace as Box
 from typing import TYPE_CHECKING, Any
 
 from crmlab import tables
+from crmlab.city import (
+    ARMS,
+    BOTH,
+    CAMPAIGNS,
+    CHANNELS,
+    CHUNK,
+    DAY,
+    EFFECTS,
+    END,
+    GROUPS,
+    HOUR,
+    KINDS,
+    KM,
+    KM_EAST,
+    LATITUDE,
+    LOG,
+    LONGITUDE,
+    NEVER,
+    OCCUPATIONS,
+    ONLY_WITH,
+    ONLY_WITHOUT,
+    ORIGIN,
+    OWN,
+    PARAMETERS,
+    PRODUCT_IDS,
+    STORE_IDS,
+    TICKS,
+    arrow,
+    districts,
+    draw,
+    huff_pull,
+    ids,
+    places,
+    truth,
+    written,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,81 +58,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
     Columns = dict[str, Any]
 
-EFFECTS: tuple[str, ...] = ("seasonality", "campaigns", "cases", "discounts", "returns", "older")
-ORIGIN, SINCE_1970 = dt.date(2021, 1, 1), 18_628
-LOG, END = 730, 1826  # the log's first day, 2023-01-01, and the day after its last, 2025-12-31
-HOUR, DAY, TICKS = 3_600, 86_400, 256  # seconds; the calendar is looked up in 256ths of a day
-CHUNK = 50_000  # customers drawn from one stream of chance: changing it changes every shop
-NEVER = -(10**9)  # the day or second of what did not happen
-BOTH, ONLY_WITH, ONLY_WITHOUT = 0, 1, 2  # in which world, contacted or not, a purchase is made
-LATITUDE, LONGITUDE, KM, KM_EAST = 48.62, 23.14, 111.195, 73.51  # the city; km of one degree
-# fmt: off
-PARAMETERS: dict[str, dict[str, Any]] = {
-    "purchases": {"r": 1.2, "alpha": 14.0, "a": 0.8, "b": 3.0, "unit": "weeks", "model":
-        "BG/NBD, Fader, Hardie and Lee (2005): after each purchase but the first a customer stops "
-        "with chance p ~ Beta(a, b). The clock starts at the end of the first purchase's day; a "
-        "purchase due on the day of the one before it is made on the next day"},
-    "spend": {"p": 6.0, "q": 4.0, "v": 30.0, "model":
-        "Gamma-Gamma, Fader and Hardie (2013), of a receipt before its discount"},
-    "anonymous": {"receipts_per_receipt_of_a_customer": 0.08},
-    "store_choice": {"area": 1.0, "distance": -2.0, "least_km": 0.2, "model":
-        "Huff: P(store) ~ area_m2^area * max(km, least_km)^distance"},
-    "points": {"members": 0.6, "redeemers": 0.7, "block": 500, "expire_after_days": 365},
-    "seasonality": {
-        "month": [0.85, 0.85, 0.95, 1.0, 1.0, 0.95, 0.9, 0.85, 1.0, 1.05, 1.15, 1.5],
-        "weekday": [0.9, 0.85, 0.9, 1.0, 1.25, 1.5, 0.6],
-        "model": "intensity of a day = month (January first) * weekday (Monday first) * scale"},
-    "campaigns": {
-        "extra_purchases": {"email": 0.4, "sms": 0.15, "post": 0.05}, "skip": 0.5,
-        "extra_purchases_targeted": 0.02, "born_before": "1960-01-01", "model":
-        "whom the message reaches makes Poisson(extra_purchases) more purchases, by preferred "
-        "channel; those born_before make none and skip each purchase with chance `skip`. The "
-        "targeted campaign adds extra_purchases_targeted to all. Outcomes: receipts, and money "
-        "less what came back, from starts_on for outcome_days"},
-    "cases": {
-        "share_of_repeat_purchases": 0.08, "odds_factor": {"complaint": 5, "warranty": 2,
-        "question": 1}, "shares": {"complaint": 0.5, "warranty": 0.3, "question": 0.2}, "model":
-        "a case multiplies the odds of stopping after the purchase before it; none follows a "
-        "first purchase, after which nobody stops"},
-    "discounts": {"share_of_receipts": 0.15, "depth": 0.2},
-    "returns": {"share_of_lines": 0.04, "days": 30, "model":
-        "share of customers' lines; they come back on a day after the purchase and before the "
-        "next one, so that no purchase day vanishes, and not at all where there is no such day"},
-    "older": {"share_of_customers": 0.25, "joined_on_known": 0.1},
-}
-MONEY = ("amount", "discount", "cost", "points")  # how the names of columns in cents end
-CHANNELS, KINDS = ("email", "sms", "post"), ("complaint", "warranty", "question")
-ARMS, GROUPS = ("holdout", "voucher", "sample"), ("contacted", "holdout", "others")
-# The first is randomised. The second goes to all who bought three times in the year before it.
-CAMPAIGNS = {
-    "campaign_id": ("2025-spring", "2025-autumn"), "name": ("Frühlingsgruß", "Осінній лист"),
-    "channel": ("email", "post"), "offer": ("5 € voucher", "茶叶"), "starts_on": (1522, 1718),
-    "ends_on": (1563, 1759), "contact_cost": (5, 90), "offer_cost": (500, 150),
-    "fixed_cost": (60_000, 90_000), "holdout_share": (0.2, 0.0),
-    "primary_outcome": ("spend", "purchases"), "outcome_days": (42.0, 42.0),
-    "randomised": (True, False)}
-ASSORTMENT = {
-    "Молочні продукти": ("Сир", "Кефір", "Масло"), "茶叶": ("绿茶", "红茶", "乌龙茶"),
-    "Backwaren": ("Brot", "Brötchen", "Kuchen"), "Obst": ("Äpfel", "Birnen", "Beeren"),
-    "Крупи": ("Гречка", "Рис", "Пшоно"), "调味品": ("酱油", "米醋", "辣酱"),
-    "Kaffee": ("Bohnen", "Gemahlen", "Espresso"), "Напої": ("Соки", "Вода", "Квас"),
-    "Fisch": ("Lachs", "Hering", "Forelle"), "М'ясо": ("Курка", "Яловичина", "Ковбаса"),
-    "零食": ("饼干", "坚果", "糖果"), "Haushalt": ("Seife", "Kerzen", "Papier")}
-BRANDS = ("Lindenhof", "Müller & Söhne", "Casa Verde", "Карпати", "Світанок", "福满园", "金叶")
-DISTRICTS = (
-    "Altstadt", "Hafen", "Lindenau", "Neustadt", "Mühlberg", "Rosengarten", "Поділ", "Заріччя",
-    "Липки", "Вокзальний", "Замкова гора", "Зелений гай", "老城区", "河东", "河西", "新城",
-    "茶园", "桥头", "Südpark", "Weinberg", "Fischmarkt", "Seehof", "Ostkreuz", "Bergblick",
-    "Сонячний", "Озерний", "Ринок", "Верхній луг", "Стара пошта", "Левада", "花园里", "东湖",
-    "南门", "北山", "竹林", "古渡")
-STORES = (
-    "Lindenmarkt Altstadt", "Lindenmarkt Поділ", "Lindenmarkt 河东", "Lindenmarkt Вокзал",
-    "Lindenmarkt 东湖", "Kauf & Gut", "Центральний ринок", "大福超市", "Bauernmarkt",
-    "Продукти", "东方市场")
-# fmt: on
-OWN = 5  # of these stores, the first
-STORE_IDS, PRODUCT_IDS = [f"S{n:02}" for n in range(1, 12)], [f"P{n:04}" for n in range(1, 401)]
-OCCUPATIONS = ("Angestellte", "вчителька", "学生", "retired", "пенсіонер", "self-employed")
+__all__ = ["EFFECTS", "write"]
 
 
 def write(
@@ -136,181 +93,21 @@ def write(
     if customers < 1 or seed < 0:
         asked = f"{customers} customers with seed {seed}"
         raise tables.UsageError(f"{asked}: needs at least 1 customer, and a seed of 0 or more.")
-    world, facts = _world(seed, frozenset(effects)), Counter[Any]()
-    with _files(folder) as put, ThreadPoolExecutor(2) as pool:
-        writing = [pool.submit(put, *table) for table in _places(world).items()]
+    world, facts = draw(seed, frozenset(effects)), Counter[Any]()
+    with written(folder) as put, ThreadPoolExecutor(1) as pool:
+        writing = [pool.submit(put, *table) for table in arrow(places(world))]
         for number, first in enumerate(range(0, customers, CHUNK), start=1):
             made = _chunk(world, number, first, min(CHUNK, customers - first))
             for earlier in writing:
                 earlier.result()
-            writing = [pool.submit(put, *table) for table in made.tables.items()]
+            writing = [pool.submit(put, *table) for table in arrow(made.tables)]
             facts.update(made.facts)
             if progress:
                 progress(f"Generated {first + made.n:,} of {customers:,} customers.")
         for last in writing:
             last.result()
-        put("districts.geojson", _districts(world))
-        put("truth/parameters.json", _truth(world, customers, facts))
-
-
-@contextmanager
-def _files(folder: Path) -> Iterator[Callable[[str, Any], None]]:
-    """Give a function that appends parts to a table's file; the real names come last, together."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    (folder / "truth").mkdir(parents=True, exist_ok=True)
-    scratch: dict[Path, Path] = {}
-    writers: dict[str, Any] = {}
-
-    def put(name: str, content: Any) -> None:
-        final = folder / (name if "json" in name else f"{name}.parquet")
-        path = scratch.setdefault(final, final.with_name(f".{final.name}.{os.getpid()}"))
-        if "json" in name:
-            path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-            return
-        table = pa.concat_tables([_arrow(part) for part in content])
-        if name not in writers:
-            words = [f.name for f in table.schema if pa.types.is_dictionary(f.type)]
-            # Without the schema of arrow, in which ids would be dictionaries.
-            options = {"use_dictionary": words, "store_schema": False, "write_statistics": False}
-            writers[name] = pq.ParquetWriter(path, table.schema, **options)
-        writers[name].write_table(table)
-
-    try:
-        yield put
-        for writer in writers.values():
-            writer.close()
-        for final, path in scratch.items():
-            path.replace(final)
-    finally:
-        for path in scratch.values():
-            path.unlink(missing_ok=True)
-
-
-def _arrow(columns: Columns) -> pa.Table:
-    """Return columns as a table; their names say which are money, times and dates."""
-    import numpy as np
-    import pyarrow as pa
-
-    def some(null: Array) -> Array | None:
-        return null if null.any() else None
-
-    made = {}
-    for name, values in columns.items():
-        if isinstance(values, tuple):
-            codes, words = values
-            codes = pa.array(codes.astype(np.int32, copy=False), mask=some(codes < 0))
-            words = words if isinstance(words, pa.Array) else pa.array(words, pa.string())
-            made[name] = pa.DictionaryArray.from_arrays(codes, words, safe=False)
-            if name == "transaction_id":  # too many different ones to gain by being coded
-                made[name] = words.take(codes)
-        elif name.startswith("spend_") or name.endswith(MONEY):
-            wide = np.empty((len(values), 2), np.int64)  # 128 bits, the lower half first
-            np.multiply(values, 100, out=wide[:, 0], casting="unsafe")
-            wide[:, 1] = wide[:, 0] >> 63
-            money = [None, pa.py_buffer(wide)]
-            made[name] = pa.Array.from_buffers(pa.decimal128(18, 4), len(values), money)
-        elif name.endswith(("_on", "_date", "_purchase")):
-            days = (values + SINCE_1970).astype(np.int32)
-            made[name] = pa.array(days, mask=some(values == NEVER)).view(pa.date32())
-        elif name == "at" or name.endswith("_at"):
-            since = (values + SINCE_1970 * DAY) * np.int64(1_000_000)
-            made[name] = pa.array(since, mask=some(values == NEVER)).view(pa.timestamp("us"))
-        else:
-            made[name] = pa.array(values)
-    return pa.table(made)
-
-
-def _ids(prefix: str, first: int, count: int, digits: int) -> pa.Array:
-    """Return `count` ids from `first` on, as text of one width."""
-    import numpy as np
-    import pyarrow as pa
-
-    text = np.empty((count, len(prefix) + digits), np.uint8)
-    text[:, : len(prefix)] = list(prefix.encode())
-    rest = np.arange(first, first + count, dtype=np.uint32)
-    for place in range(1, digits + 1):
-        tens = rest // 10
-        text[:, -place] = rest - 10 * tens + ord("0")
-        rest = tens
-    ends = np.arange(count + 1, dtype=np.int32) * text.shape[1]
-    return pa.StringArray.from_buffers(count, pa.py_buffer(ends), pa.py_buffer(text))
-
-
-def _pull(x: Array, y: Array, stores: Array) -> Array:
-    """Return how strongly each store (column) draws people from each place (row), by Huff."""
-    law = PARAMETERS["store_choice"]
-    km = ((x[:, None] - stores[0]) ** 2 + (y[:, None] - stores[1]) ** 2) ** 0.5
-    pull: Array = stores[2] ** law["area"] * km.clip(law["least_km"]) ** law["distance"]
-    return pull
-
-
-def _world(seed: int, effects: frozenset[str]) -> Box:
-    """Draw what all customers share: the calendar, the city, the stores, the products."""
-    import numpy as np
-
-    w, season = Box(seed=seed, effects=effects), PARAMETERS["seasonality"]
-    w.rng = np.random.default_rng([seed, 0])
-    month = (np.datetime64(ORIGIN) + np.arange(END)).astype("M8[M]").astype(int) % 12
-    weekday = (SINCE_1970 + np.arange(END) + 3) % 7
-    busy = np.array(season["month"])[month] * np.array(season["weekday"])[weekday]
-    w.scale = 1 / busy[LOG:].mean()
-    busy = busy * w.scale if "seasonality" in effects else np.ones(END)
-    w.begins = np.concatenate([[0.0], np.cumsum(busy)])  # of each day, in operational days
-    ticks = (np.arange(int(w.begins[-1] * TICKS) + 1) + 0.5) / TICKS
-    w.day_of = np.searchsorted(w.begins[1:-1], ticks, side="right").astype(np.int32)
-    w.stores = np.array([*w.rng.uniform(-5, 5, (2, 11)), w.rng.integers(6, 30, 11) * 50.0])
-    w.people, w.power = w.rng.integers(2_000, 15_000, 36), w.rng.integers(14_000, 34_000, 36)
-    x, y = np.tile(np.arange(120), 120), np.repeat(np.arange(120), 120)  # cells of 100 m
-    pull = _pull((x + 0.5) / 10 - 6, (y + 0.5) / 10 - 6, w.stores)
-    ours = pull[:, :OWN].sum(axis=1) / pull.sum(axis=1)
-    cells = np.cumsum(w.people[x // 20 + 6 * (y // 20)] * ours)
-    w.cells = cells / cells[-1]
-    w.price = np.rint(100 * w.rng.lognormal(2, 0.7, 400)) + 20
-    w.unit_cost = np.rint(w.price * w.rng.uniform(0.55, 0.8, 400))
-    popular = np.cumsum(w.rng.permutation(1 / np.arange(20, 420)))
-    # What a random number of 16 bits, or of 8, stands for.
-    product = np.searchsorted(popular / popular[-1], np.arange(0.5, 65_536) / 65_536)
-    w.product, w.lines = product.astype(np.int16), np.repeat(range(1, 6), (70, 71, 55, 38, 22))
-    return w
-
-
-def _places(w: Box) -> dict[str, list[Columns]]:
-    """Return the tables that belong to no customer."""
-    import numpy as np
-
-    x, y, area = w.stores
-    stores, products = np.arange(11), np.arange(400)
-    subcategories = [word for words in ASSORTMENT.values() for word in words]
-    plans = np.arange(2 if "campaigns" in w.effects else 0)
-    return {
-        "stores": [{
-            "store_id": (stores, STORE_IDS), "name": (stores, STORES), "own": stores < OWN,
-            "latitude": LATITUDE + y / KM, "longitude": LONGITUDE + x / KM_EAST,
-            "area_m2": area, "opened_on": w.rng.integers(-6_000, 0, 11)}],
-        "products": [{
-            "product_id": (products, PRODUCT_IDS), "category": (products % 12, [*ASSORTMENT]),
-            "subcategory": (products % 12 * 3 + w.rng.integers(0, 3, 400), subcategories),
-            "brand": (w.rng.integers(0, len(BRANDS), 400), BRANDS), "unit_cost": w.unit_cost}],
-        "campaigns": [{
-            name: (plans, both) if isinstance(both[0], str) else np.array(both)[plans]
-            for name, both in CAMPAIGNS.items()}],
-    }  # fmt: skip
-
-
-def _districts(w: Box) -> Columns:
-    """Return the districts, squares of 2 km, as GeoJSON."""
-    features = []
-    for place, name in enumerate(DISTRICTS):
-        x, y = place % 6 * 2 - 6, place // 6 * 2 - 6
-        corners = ((x, y), (x + 2, y), (x + 2, y + 2), (x, y + 2), (x, y))
-        ring = [[LONGITUDE + east / KM_EAST, LATITUDE + north / KM] for east, north in corners]
-        about: Columns = {"district_id": f"D{place + 1:02}", "name": name}
-        about |= {"population": int(w.people[place]), "purchasing_power": int(w.power[place])}
-        shape = {"type": "Polygon", "coordinates": [ring]}
-        features.append({"type": "Feature", "properties": about, "geometry": shape})
-    return {"type": "FeatureCollection", "features": features}
+        put("districts.geojson", districts(world))
+        put("truth/parameters.json", truth(world, customers, facts))
 
 
 def _chunk(world: Box, number: int, first: int, n: int) -> Box:
@@ -319,8 +116,8 @@ def _chunk(world: Box, number: int, first: int, n: int) -> Box:
 
     c = Box(**vars(world), number=number, n=n, tables={}, facts=Counter())
     c.rng = np.random.Generator(np.random.SFC64([world.seed, number]))
-    c.ids = _ids("C", first + 1, n, 8)
-    _people(c, _ids("H", first + 1, n, 8))
+    c.ids = ids("C", first + 1, n, 8)
+    _people(c, ids("H", first + 1, n, 8))
     _purchases(c)
     runs = [_campaign(c, index) for index in range(2)]
     _receipts(c)
@@ -341,7 +138,7 @@ def _people(c: Box, households: pa.Array) -> None:
     head = np.maximum.accumulate(np.where(rng.random(n) < 0.3, 0, np.arange(n)))
     cell = np.searchsorted(c.cells, rng.random(n))
     x, y = ((part + rng.random(n))[head] / 10 - 6 for part in (cell % 120, cell // 120))
-    pull = np.cumsum(_pull(x, y, c.stores[:, :OWN]), axis=1)
+    pull = np.cumsum(huff_pull(x, y, c.stores[:, :OWN]), axis=1)
     c.chance = (pull[:, :-1] / pull[:, -1:]).astype(np.float32)
     c.older = rng.random(n) < older["share_of_customers"] * ("older" in c.effects)
     log, end = c.begins[[LOG, END]]
@@ -538,7 +335,7 @@ def _lines(c: Box) -> None:
     b.at = b.day * DAY + 9 * HOUR + rng.integers(0, 11 * HOUR, back.size)
     b.seen = slice(0, int(np.searchsorted(b.of, c.m)))
     b.number = c.shown + np.arange(b.of[b.seen].size)
-    c.receipts = _ids(f"R{c.number:04}", 0, c.shown + b.number.size, 6)
+    c.receipts = ids(f"R{c.number:04}", 0, c.shown + b.number.size, 6)
     sold = slice(0, int(ends[c.shown - 1]))
     c.tables["transactions"] = [{
         "customer_id": (c.who[of[rows]], c.ids), "purchased_at": at, "amount": turn(net[rows]),
@@ -604,7 +401,7 @@ def _cases(c: Box) -> None:
     opened = at + (c.rng.random(n) * room).astype(int)
     closed = opened + 600 + (c.rng.standard_exponential(n) * 3 * DAY).astype(int)
     c.tables["cases"] = [{
-        "case_id": (np.arange(n), _ids(f"K{c.number:04}", 0, n, 6)),
+        "case_id": (np.arange(n), ids(f"K{c.number:04}", 0, n, 6)),
         "customer_id": (c.who[after], c.ids), "opened_at": opened,
         "closed_at": np.where(closed < END * DAY, closed, NEVER), "kind": (c.kind[after], KINDS),
         "channel": (c.rng.integers(0, 3, n), ("phone", "web", "shop"))}]  # fmt: skip
@@ -633,29 +430,3 @@ def _outcomes(c: Box, run: Box) -> None:
     sums = groups @ np.transpose(made) / (1, 1, 100, 1, 100)
     for name, group in zip(GROUPS, sums, strict=True):
         c.facts[run.campaign_id, name] += group
-
-
-def _truth(w: Box, customers: int, facts: Any) -> Columns:
-    """Return the truth that is no table: the laws at work, and what they did in this shop."""
-    truth: Columns = {"seed": w.seed, "customers": customers, "effects": sorted(w.effects)}
-    truth["currency"] = "EUR"
-    for name, law in PARAMETERS.items():
-        truth[name] = {**law} if name in w.effects or name not in EFFECTS else None
-    truth["points"]["balance"] = facts["points_balance"]
-    if "seasonality" in w.effects:
-        truth["seasonality"]["scale"] = w.scale
-    if "returns" in w.effects:
-        truth["returns"] |= {name: facts[name] for name in ("lines", "returned_lines")}
-    for index, run in enumerate(CAMPAIGNS["campaign_id"] if "campaigns" in w.effects else ()):
-        other = "holdout" if CAMPAIGNS["randomised"][index] else "others"
-        groups = {name: facts[run, name] for name in GROUPS}
-        everyone, reached = groups["contacted"] + groups["holdout"], groups["contacted"]
-        effect = (everyone[1:3] - everyone[3:]) / max(1, everyone[0])
-        naive = reached[1:3] / max(1, reached[0]) - groups[other][3:] / max(1, groups[other][0])
-        outcomes = ("purchases", "spend")
-        truth["campaigns"][run] = {
-            "customers": {name: int(group[0]) for name, group in groups.items()},
-            "true_effect": dict(zip(outcomes, effect, strict=True)),
-            f"contacted_minus_{other}": dict(zip(outcomes, naive, strict=True)),
-        }
-    return truth

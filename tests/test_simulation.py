@@ -298,7 +298,7 @@ def outcomes(world, campaign, people):
     return purchases, spend + back
 
 
-@pytest.mark.parametrize("campaign", simulation.CAMPAIGNS["campaign_id"])
+@pytest.mark.parametrize("campaign", city.CAMPAIGNS["campaign_id"])
 def test_the_log_shows_the_potential_outcome_of_the_arm_that_happened(world, campaign):
     effects = world["truth/campaign_effects"]
     effects = effects[effects["campaign_id"] == campaign].set_index("customer_id")
