@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from crmlab import clv, customers, models, simulation, sources
+from crmlab import city, clv, customers, models, simulation, sources
 from crmlab.tables import CONTRACT, UsageError
 
 ARROW = {
