@@ -105,6 +105,28 @@ def check(shop: str) -> None:
         raise DataError("\n".join(broken))
 
 
+@main.command("new-shop")
+@click.argument("name")
+@click.argument("source")
+@click.option("--currency", default="", help="Such as EUR.")
+@click.option("--locale", default="", help="How readers write numbers and dates, such as de_DE.")
+@click.option("--timezone", default="", help="Of the shop's clock, such as Europe/Kyiv.")
+@_plain_errors
+def new_shop(name: str, source: str, currency: str, locale: str, timezone: str) -> None:
+    """Look at SOURCE (files or a database), write the shop.toml of a shop NAME, and check it."""
+    from crmlab import proposals, sources
+    from crmlab.tables import DataError
+
+    click.echo("Looking at the source ...", err=True)
+    proposal = proposals.propose(name, source, currency=currency, locale=locale, timezone=timezone)
+    path = proposals.write(proposal)
+    click.echo(f"{proposal.toml()}\nThis is now {path}\n")
+    review = proposals.review(sources.open_shop(name), as_of=dt.date.today())
+    click.echo(review)
+    if review.broken:
+        raise DataError(f"See above. Change {path}, then run `crmlab check {name}`.")
+
+
 @main.command()
 @click.argument("report_id", metavar="ID")
 @click.option("--shop", help="Another shop than reports.toml names.")

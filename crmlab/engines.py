@@ -229,6 +229,8 @@ def open_table(table: str, setting: TableSettings, engines: Engines, folder: Pat
     `folder` is the shop's, to which the paths in shop.toml are relative. Raises `DataError`
     where it is not, naming what was looked for or what there is.
     """
+    if setting.unused:
+        raise NotFoundError(f"shop.toml says that the shop has no table '{table}': from = \"\".")
     kind = scheme(setting.url)
     if kind == "postgres":
         return _database_table(table, setting, engines)

@@ -159,8 +159,9 @@ def _moment(value: ir.Value, column: Column, reading: Reading) -> ir.Value:
         read = _to_shop(value, reading)
     else:
         raise _wrong_type(found, column, reading)
-    # "inf" and the like are times to DuckDB and PostgreSQL, but to no calendar.
-    days = [ibis.timestamp(first_or_last) for first_or_last in ("0001-01-02", "9999-12-30")]
+    # "inf" and the like are times to DuckDB and PostgreSQL, but to no calendar; and a year of two
+    # digits, read as one of four, would be the time of the Caesars.
+    days = [ibis.timestamp(first_or_last) for first_or_last in ("1800-01-01", "9999-12-30")]
     return read.between(*days).ifelse(read, None)
 
 
@@ -259,15 +260,21 @@ def date_hint(example: str, *, used: str) -> str:
 
     >>> date_hint("31.12.2023 14:05", used="")
     'Say how dates look, such as date_format = "%d.%m.%Y %H:%M"'
+    >>> date_hint("12/31/10 8:26", used="")
+    'Say how dates look, such as date_format = "%m/%d/%y %H:%M"'
     """
     if used:
         return f'The date_format = "{used}" does not fit it'
     found = re.match(
-        r"(\d{1,4})([./ -]?)\d{1,2}\2\d{2,4}(?:([ T])\d{1,2}:\d{2}(:\d{2})?)?", example
+        r"(\d{1,4})([./ -]?)(\d{1,2})\2(\d{4}|\d{2})(?:([ T])\d{1,2}:\d{2}(:\d{2})?)?", example
     )
     if not found:
         return 'Say how dates look, such as date_format = "%d/%m/%Y"'
-    year_first, mark, gap, seconds = len(found[1]) == 4, found[2], found[3], found[4]
-    form = mark.join(["%Y", "%m", "%d"] if year_first else ["%d", "%m", "%Y"])
-    form += f"{gap}%H:%M" if gap else ""
+    first, mark, second, last, gap, seconds = found.groups()
+    if len(first) == 4:
+        parts = ["%Y", "%m", "%d"]
+    else:
+        day_first = ["%m", "%d"] if int(second) > 12 else ["%d", "%m"]
+        parts = [*day_first, "%Y" if len(last) == 4 else "%y"]
+    form = mark.join(parts) + (f"{gap}%H:%M" if gap else "")
     return f'Say how dates look, such as date_format = "{form}{":%S" if seconds else ""}"'

@@ -71,6 +71,7 @@ class TableSettings:
 
     url: str = field(default=".", repr=False)  # it may hold a password
     origin: str = ""  # `from` in the file
+    unused: bool = False  # from = "": the shop has no such table, whatever lies there
     columns: dict[str, str] = field(default_factory=dict)
     flags: dict[str, str] = field(default_factory=dict)
     separator: str = ""
@@ -166,6 +167,7 @@ def _settings(path: Path, settings: dict[str, Any]) -> ShopSettings:
 
 def _table_settings(path: Path, name: str, given: dict[str, Any], url: str) -> TableSettings:
     known = {"from" if f.name == "origin" else f.name: str for f in fields(TableSettings)}
+    del known["unused"]
     given = _section(path, f"tables.{name}", given, {**known, "columns": dict, "flags": dict})
     flags = given.get("flags", {})
     if flags and name != "consents":
@@ -179,6 +181,7 @@ def _table_settings(path: Path, name: str, given: dict[str, Any], url: str) -> T
     return TableSettings(
         url=_from_environment(given.get("url", url), path),
         origin=given.get("from", ""),
+        unused=given.get("from") == "",
         **options,
     )
 

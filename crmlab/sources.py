@@ -390,6 +390,8 @@ def _renamed(rows: ir.Table, table: str, setting: TableSettings, where: str) -> 
     found, columns = list(rows.columns), {}
     for name, own in setting.columns.items():
         factors = [part.strip() for part in own.split(" * ")]
+        if not own:
+            continue  # channel = "": not to be used, whatever it holds
         if own in found:
             columns[name] = rows[own]
         elif len(factors) == 2 and set(factors) <= set(found):

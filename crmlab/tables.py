@@ -388,8 +388,8 @@ def require_columns(table: Table, found: Sequence[str], *, where: str) -> None:
     lines += [f"  {column.name}: {column.meaning}" for column in missing]
     lines += [
         f"It has: {', '.join(found) or 'no columns'}.",
-        f"Rename yours in shop.toml under [tables.{table.name}]: "
-        + f'columns = {{ {missing[0].name} = "your_column" }}.',
+        f"Name yours in shop.toml under [tables.{table.name}.columns]: "
+        + f'{missing[0].name} = "your_column".',
     ]
     raise DataError("\n".join(lines))
 

@@ -200,7 +200,7 @@ def test_every_command_and_option_is_in_the_readme():
         assert f"`{' '.join(['crmlab', name, *arguments])}`" in commands
         for option in (p for p in parameters if p.param_type_name == "option"):
             assert option.opts[0] in commands
-    named = set(re.findall(r"^\| `crmlab (\w+)", commands, re.MULTILINE))
+    named = set(re.findall(r"^\| `crmlab ([\w-]+)", commands, re.MULTILINE))
     assert named == set(main.commands)
 
 

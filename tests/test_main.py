@@ -158,7 +158,7 @@ def test_help_comes_without_loading_anything_heavy(crmlab):
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "click" in loaded
     assert not loaded & {"pandas", "numpy", "ibis", "duckdb", "matplotlib", "lifetimes"}
-    for command in ("demo", "shops", "check", "report"):
+    for command in ("demo", "shops", "new-shop", "check", "report"):
         assert command in done.stdout
 
 

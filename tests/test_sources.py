@@ -365,6 +365,37 @@ def test_naive_times_are_the_shops_own_or_utc_by_policy(make_shop):
     assert rows(utc)["purchased_on"].iloc[0] == dt.date(2024, 1, 2)
 
 
+def test_what_shop_toml_leaves_empty_is_not_used(make_shop, tmp_path):
+    (tmp_path / "cases.csv").write_text("case_id,colour\n1,black\n", encoding="utf-8")
+    csv = "customer_id,purchased_at,amount,channel\na,2024-01-01,1,web\n"
+    shop = make_shop(
+        csv, '[tables.cases]\nfrom = ""\n[tables.transactions.columns]\nchannel = ""\n'
+    )
+    assert not shop.has("cases")
+    assert "channel" not in shop.table("transactions").columns
+    with pytest.raises(DataError, match="has no column for"):
+        make_shop(csv).has("cases")
+
+
+def test_an_amount_may_be_the_product_of_two_columns(make_shop):
+    csv = 'customer_id,purchased_at,pieces,price\na,2024-01-01,3,"1.250,50"\nb,2024-01-02,x,2\n'
+    toml = '[tables.transactions.columns]\namount = "pieces * price"\nquantity = "pieces"\n'
+    shop = make_shop(csv + 'c,2024-01-03,-2,"0,55"\n', toml)
+    assert [str(amount) for amount in rows(shop)["amount"]] == ["3751.5000", "-1.1000"]
+    assert shop.check().set_aside == {
+        "amount missing": (1, pytest.approx(float("nan"), nan_ok=True))
+    }
+
+
+def test_a_year_of_two_digits_is_never_the_time_of_the_caesars(make_shop):
+    csv = "customer_id,purchased_at,amount\n" + "a,02/01/24,1\n" * 3
+    with pytest.raises(DataError, match=r'date_format = "%d/%m/%y"'):
+        make_shop(csv).check()
+    wrong = '[tables.transactions]\ndate_format = "%d/%m/%Y"\n'
+    with pytest.raises(DataError, match="does not fit"):
+        make_shop(csv, wrong).check()
+
+
 def test_the_fingerprint_changes_with_the_file(make_shop, tmp_path):
     first = make_shop(CSV).fingerprint()
     assert make_shop(None).fingerprint() == first
@@ -377,7 +408,7 @@ BAD = {
         "card,purchased_at,amount\n1,2024-01-01,1\n",
         "",
         r"has no column for:\n  customer_id: who bought.*\nIt has: card, purchased_at, amount\.\n"
-        r"Rename yours in shop.toml under \[tables.transactions\]: columns = \{ customer_id = ",
+        r"Name yours in shop.toml under \[tables.transactions.columns\]: customer_id = ",
     ),
     "dates that cannot be read": (
         "customer_id,purchased_at,amount\na,03.12.2023,1\nb,04.12.2023,1\n",

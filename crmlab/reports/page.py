@@ -138,7 +138,7 @@ def words(html: str, *, longer_than: int) -> set[str]:
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(html, "html.parser")
-    for tag in soup.find_all(["style", "pre"]):  # the code is the notebook's, and holds no data
+    for tag in soup.select("style, details pre"):  # the code is the notebook's, and holds no data
         tag.decompose()
     texts = [soup.get_text(" "), *(str(tag["aria-label"]) for tag in soup.find_all(role="img"))]
     found = re.split(r"[\s,;:()<>“”\"']+", " ".join(texts))

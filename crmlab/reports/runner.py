@@ -243,7 +243,8 @@ def _notices(shop: sources.Shop, as_of: str, at: dt.datetime) -> list[str]:
     if age <= shop.policy.stale_after_days:
         return []
     return [
-        f"Old data: this page shows the state of {numbers.day(day)}, {age} days before its run."
+        f"Old data: this page shows the state of {numbers.day(day)}, {numbers.number(age)} days "
+        "before its run."
     ]
 
 
