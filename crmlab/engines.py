@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
@@ -11,14 +12,14 @@ import tempfile
 import uuid
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from crmlab import files, tables
+from crmlab import files, reading, tables
 from crmlab.tables import DataError
 
 if TYPE_CHECKING:
@@ -213,7 +214,8 @@ def readable(table: str, source: object) -> Iterator[None]:
         yield
     except Exception as error:
         home = type(error).__module__.split(".")[0].lstrip("_")
-        if home not in ("duckdb", "psycopg", "pyspark", "py4j", "pyarrow"):
+        ours = home not in ("duckdb", "psycopg", "pyspark", "py4j", "pyarrow")
+        if ours and type(error).__name__ not in ("TableNotFound", "FileNotFoundError"):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         said = " ".join(line for line in lines[:3] if not line.startswith("Original Line"))
@@ -236,19 +238,15 @@ def open_table(table: str, setting: TableSettings, engines: Engines, folder: Pat
         return _database_table(table, setting, engines)
     if kind == "spark":
         return _spark_table(table, setting, engines, folder)
-    place = folder / Path(setting.url).expanduser()
+    home = Path.home() if setting.url.startswith("~/") else folder
+    place = home / setting.url.removeprefix("~/")
     if place.suffix == ".duckdb":
         return _duckdb_table(table, setting, engines.local, place)
     paths = _paths(table, setting, place, folder)
     origin = setting.origin or paths[0].name
     with readable(table, paths[0]):
         if paths[0].suffix == ".parquet":
-            # By name: files of a folder may differ in the order and the types of their columns.
-            # Not a number: the least and largest value that a file states say nothing of it, but
-            # DuckDB believes them to, and then finds none.
-            rows = engines.local.read_parquet(
-                [str(path) for path in paths], union_by_name=True, can_have_nan=True
-            )
+            rows = _parquet(engines.local, paths)
             return Source("duckdb", str(paths[0]), origin, rows, tuple(paths))
         scratch = engines.scratch(table)
         if paths[0].suffix in (".geojson", ".json"):
@@ -259,6 +257,53 @@ def open_table(table: str, setting: TableSettings, engines: Engines, folder: Pat
     return Source("duckdb", str(paths[0]), origin, rows, tuple(paths), text)
 
 
+def _parquet(local: Backend, paths: list[Path]) -> ir.Table:
+    """Return the rows of all files, by the names of their columns."""
+    import ibis
+    import pyarrow.parquet as pq
+
+    alike: dict[Any, list[str]] = {}
+    for path in paths:
+        types = tuple((one.name, str(one.type)) for one in pq.read_schema(path))
+        alike.setdefault(tuple(sorted(types)), []).append(glob.escape(str(path)))
+    # Not a number: the least and largest value that a file states say nothing of it, but DuckDB
+    # believes them to, and then finds none.
+    parts = [
+        local.read_parquet(some, union_by_name=True, can_have_nan=True) for some in alike.values()
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    kinds: dict[str, set[Any]] = {}
+    for part in parts:
+        for name, kind in part.schema().items():
+            kinds.setdefault(name, set()).add(kind)
+    common = {name: _common_kind(some) for name, some in kinds.items()}
+    selected = [
+        part.select(
+            **{
+                name: _as_kind(part[name], kind) if name in part.columns else ibis.null(kind)
+                for name, kind in common.items()
+            }
+        )
+        for part in parts
+    ]
+    return ibis.union(*selected)
+
+
+def _common_kind(kinds: set[Any]) -> Any:
+    """Return the type that holds what several files hold: fractions for numbers, else text."""
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return "float64" if all(kind.is_numeric() for kind in kinds) else "string"
+
+
+def _as_kind(value: ir.Value, kind: Any) -> ir.Value:
+    """Cast a column; a whole number becomes the same text whichever type it had."""
+    if kind == "string" and value.type().is_floating():
+        return reading.as_text(value).coalesce(value.cast("string"))
+    return value.cast(kind)
+
+
 def _paths(table: str, setting: TableSettings, place: Path, folder: Path) -> list[Path]:
     """Return the files that a table lies in."""
     names = [setting.origin] if setting.origin else file_names(table)
@@ -267,15 +312,16 @@ def _paths(table: str, setting: TableSettings, place: Path, folder: Path) -> lis
             f"Table '{table}': {setting.origin} is a DuckDB file. Say url = "
             f'"{setting.origin}" and name the table in it: from = "...".'
         )
-    for path in (place / name for name in names):
-        if path.is_dir():
-            if found := sorted(path.glob("*.parquet")):
-                return found
-        elif path.is_file():
-            return [path]
+    with suppress(OSError):  # a name that is too long, a link to itself
+        for path in (place / name for name in names):
+            if path.is_dir():
+                if found := sorted(path.glob("*.parquet")):
+                    return found
+            elif path.is_file():
+                return [path]
     hint = "" if setting.origin else f", or name your file in {folder / 'shop.toml'}"
     raise NotFoundError(
-        f"Table '{table}' of shop '{folder.name}' has no file: looked for {', '.join(names)} "
+        f"Table '{table}' of shop '{folder.name}' has no file: looked for {', '.join(names)[:200]} "
         f"in {place}. Put it there{hint}. For a demo shop run `crmlab demo`."
     )
 
@@ -305,7 +351,8 @@ def duckdb_names(local: Backend, path: Path) -> dict[str, tuple[str, str, str]]:
     alias = f"source_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     attached = "select 1 from duckdb_databases() where database_name = ?"
     if not local.con.execute(attached, [alias]).fetchall():
-        local.attach(str(path), name=alias, read_only=True)
+        quoted = str(path).replace("'", "''")
+        local.con.execute(f"attach '{quoted}' as {alias} (read_only)")
     query = """select case table_schema when 'main' then '' else table_schema || '.' end
         || table_name, table_catalog, table_schema, table_name
         from information_schema.tables where table_catalog = ?"""

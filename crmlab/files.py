@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,30 +49,26 @@ def read_csv(path: Path, setting: TableSettings, scratch: Path) -> TextFile:
     DataError for an empty or binary file, one cut short, a quote that is never closed, and a text
     that no encoding known here fits
     """
-    import pyarrow as pa
-
     start = _first_bytes(path)
-    encodings = [setting.encoding] if setting.encoding else _likely_encodings(start)
-    for encoding in encodings:
-        header, lines, separator = _header(path, start, encoding, setting.separator)
-        bad: list[str] = []
-        try:
-            last = _land(path, scratch, encoding, separator, header, lines, bad)
-        except pa.ArrowInvalid as error:
-            if "UTF8" in str(error) and encoding == "utf-8" and not setting.encoding:
-                encodings.append(_guessed_encoding(path))
-                continue
-            raise _cannot_read(path, error, setting) from error
-        except (OSError, EOFError, UnicodeError, LookupError) as error:
-            raise _cannot_read(path, error, setting) from error
-        if any("\n" in (cell or "") for cell in last) and _quotes(path, encoding) % 2:
+    encoding, tail = _encoding(path, start, setting.encoding)
+    header, lines, separator = _header(path, start, encoding, setting.separator)
+    bad: list[str] = []
+    try:
+        over_lines = _land(path, scratch, encoding, separator, header, lines, bad)
+    except (OSError, EOFError, ValueError) as error:
+        raise _cannot_read(path, error) from error
+    # A quote that is never closed swallows lines: into one line, or into a cell.
+    swallowed = next((line for line in bad if "\n" in line.strip()), "")
+    open_at_end = re.search(rf'(^|{re.escape(separator)})"[^"\n]*\s*$', tail)
+    if swallowed or over_lines or open_at_end:
+        line = _line_of_stray_quote(path, encoding, separator)
+        if swallowed or line:
             raise DataError(
-                f"{path} has a quotation mark that is never closed: its last cell goes over "
-                f"{max(cell.count(chr(10)) for cell in last if cell) + 1} lines. Find the line "
-                f"that begins with {_shortened(next(iter(filter(None, last)), ''))!r} and mend it."
+                f"{path} has a quotation mark that is never closed, or one within a quoted cell, "
+                f"{f'in the record that ends in line {line:,}' if line else _shown(swallowed)!r}: "
+                "what follows it was taken for a part of the cell. Mend it there."
             )
-        return TextFile(scratch, encoding, separator, bad)
-    raise AssertionError("every list of encodings ends in a return or an error")
+    return TextFile(scratch, encoding, separator, bad)
 
 
 def read_geojson(path: Path, scratch: Path) -> TextFile:
@@ -84,13 +83,14 @@ def read_geojson(path: Path, scratch: Path) -> TextFile:
             | {"geometry": json.dumps(one["geometry"])}
             for one in features
         ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = list(dict.fromkeys(itertools.chain.from_iterable(rows))) or ["geometry"]
+        columns = {name: pa.array([row.get(name) for row in rows], pa.string()) for name in names}
+        pq.write_table(pa.table(columns), scratch)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{path} is no GeoJSON with features, each with properties and a geometry: {error!r}."
+            f"{path} is no GeoJSON with features, each with properties and a geometry: "
+            f"{_shown(repr(error))}."
         ) from error
-    names = list(dict.fromkeys(itertools.chain.from_iterable(rows))) or ["geometry"]
-    columns = {name: pa.array([row.get(name) for row in rows], pa.string()) for name in names}
-    pq.write_table(pa.table(columns), scratch)
     return TextFile(scratch, "utf-8")
 
 
@@ -107,7 +107,7 @@ def _first_bytes(path: Path) -> bytes:
         with pa.input_stream(str(path)) as stream:
             start: bytes = stream.read(1 << 20)
     except OSError as error:
-        raise _cannot_read(path, error, None) from error
+        raise _cannot_read(path, error) from error
     if not start.strip(b"\r\n\t \xef\xbb\xbf"):
         raise DataError(f"{path} is an empty file.")
     if start.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"PAR1", b"%PDF")):
@@ -116,8 +116,32 @@ def _first_bytes(path: Path) -> bytes:
     return start
 
 
-def _likely_encodings(start: bytes) -> list[str]:
-    return ["utf-16"] if start.startswith((b"\xff\xfe", b"\xfe\xff")) else ["utf-8"]
+def _encoding(path: Path, start: bytes, said: str) -> tuple[str, str]:
+    """Return an encoding that fits the whole file, the one that was said if any, and its end."""
+    import pyarrow as pa
+
+    likely = "utf-16" if start.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8"
+    try:
+        # Of the encodings that Python knows, some are none of text.
+        name = codecs.lookup(said or likely).name
+        "".encode(name)
+    except (LookupError, UnicodeError):
+        raise DataError(
+            f"{path}: there is no encoding '{said}'; try utf-8, latin-1 or cp1251."
+        ) from None
+    decoder, tail = codecs.getincrementaldecoder(name)(), ""
+    try:
+        with pa.input_stream(str(path)) as stream:
+            while block := stream.read(BLOCK):
+                tail = (tail + decoder.decode(block))[-10_000:]
+            decoder.decode(b"", final=True)
+    except UnicodeError as error:
+        if said or likely == "utf-16":
+            raise _cannot_read(path, error, f"It is not {said or likely}; name another") from error
+        return _encoding(path, start, _guessed_encoding(path))
+    except (OSError, EOFError) as error:
+        raise _cannot_read(path, error) from error
+    return name, tail.rstrip().rpartition("\n")[2]
 
 
 def _guessed_encoding(path: Path) -> str:
@@ -135,36 +159,43 @@ def _guessed_encoding(path: Path) -> str:
 
 def _header(path: Path, start: bytes, encoding: str, separator: str) -> tuple[list[str], int, str]:
     """Return the names in the first line, how many lines they take, and the separator."""
-    try:
-        text = start.decode("utf-8-sig" if encoding == "utf-8" else encoding, errors="replace")
-    except LookupError:
+    text = start.decode("utf-8-sig" if encoding == "utf-8" else encoding, errors="replace")
+    if "\0" in text.lstrip().partition("\n")[0]:
         raise DataError(
-            f"{path}: there is no encoding '{encoding}'; try utf-8, latin-1 or cp1251."
-        ) from None
+            f"{path} cannot be read as text: its first line holds zeros. If it is in UTF-16, say "
+            'encoding = "utf-16-le" or "utf-16-be" for this table in shop.toml.'
+        )
     separator = separator or max(";\t,|", key=lambda mark: _fit(text, mark))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    try:
-        names = [" ".join(name.split()) for name in next(reader)]
-    except (csv.Error, StopIteration) as error:
-        raise DataError(f"{path}: its first line cannot be read as names: {error}.") from error
+    rows = _rows(text, separator)
+    names, lines = next((row for row in rows if row[0]), ([], 0))
+    names = [" ".join(_shown(name, 200).split()) for name in names]
+    # Two names that differ in case only are one name to an engine; the plainer keeps it.
+    taken = {name for name in names if name == name.lower()}
     unique: list[str] = []
     for number, name in enumerate(names, start=1):
         name = name or f"column {number}"
-        while name.lower() in {other.lower() for other in unique}:
+        other = {one.lower() for one in unique} | (taken - {name})
+        while name.lower() in other:
             name += f" ({number})"
         unique.append(name)
-    return unique, reader.line_num, separator
+    return unique, lines, separator
 
 
-def _fit(text: str, separator: str) -> tuple[float, int]:
+def _rows(text: str, separator: str) -> Iterator[tuple[list[str], int]]:
+    """Give the rows of a text and the number of lines up to their end, until one is too long."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    with suppress(csv.Error):
+        for row in reader:
+            yield row, reader.line_num
+
+
+def _fit(text: str, separator: str) -> tuple[bool, int]:
     """Say how well a separator divides the first lines into as many cells as the first."""
-    lines = io.StringIO("".join(text.splitlines(keepends=True)[:50]), newline="")
-    try:
-        widths = [len(row) for row in csv.reader(lines, delimiter=separator) if row]
-    except csv.Error:
-        return 0.0, 0
-    alike = sum(width == widths[0] for width in widths) / len(widths) if widths else 0.0
-    return (alike > 0.5) * (widths[0] > 1) * 1.0 if widths else 0.0, widths[0] if widths else 0
+    widths = [len(row) for row, _ in itertools.islice(_rows(text, separator), 50) if row]
+    if not widths:
+        return False, 0
+    alike = sum(width == widths[0] for width in widths) / len(widths)
+    return alike > 0.5 and widths[0] > 1, widths[0]
 
 
 def _land(
@@ -175,55 +206,83 @@ def _land(
     header: Sequence[str],
     lines: int,
     bad: list[str],
-) -> Sequence[str | None]:
-    """Stream the file into Parquet; return the last row's cells."""
+) -> bool:
+    """Stream the file into Parquet; tell whether any cell goes over several lines."""
     import pyarrow as pa
     import pyarrow.csv as pc
     import pyarrow.parquet as pq
+    from pyarrow import compute
 
     def keep_apart(row: Any) -> str:
         bad.append(row.text)
         return "skip"
 
-    reader = pc.open_csv(
-        str(path),
-        read_options=pc.ReadOptions(
-            block_size=BLOCK, column_names=header, skip_rows=lines, encoding=encoding
-        ),
-        parse_options=pc.ParseOptions(
-            delimiter=separator, newlines_in_values=True, invalid_row_handler=keep_apart
-        ),
-        convert_options=pc.ConvertOptions(column_types=dict.fromkeys(header, pa.string())),
-    )
-    last: Sequence[str | None] = []
-    with pq.ParquetWriter(scratch, reader.schema) as writer:
+    schema = pa.schema([(name, pa.string()) for name in header])
+    columns = [f"c{number}" for number in range(len(header))]
+    over_lines = False
+    with pq.ParquetWriter(scratch, schema) as writer:
+        try:
+            reader = pc.open_csv(
+                str(path),
+                read_options=pc.ReadOptions(
+                    block_size=BLOCK, column_names=columns, skip_rows=lines, encoding=encoding
+                ),
+                parse_options=pc.ParseOptions(
+                    delimiter=separator, newlines_in_values=True, invalid_row_handler=keep_apart
+                ),
+                convert_options=pc.ConvertOptions(
+                    column_types=dict.fromkeys(columns, pa.string()), include_columns=columns
+                ),
+            )
+        except pa.ArrowInvalid as error:
+            if "skip initial" not in str(error):
+                raise
+            return False  # a header that no line follows
         for batch in reader:
-            writer.write_batch(batch)
-            if batch.num_rows:
-                last = [column[-1].as_py() for column in batch.columns]
-    return last
+            writer.write_batch(pa.record_batch(batch.columns, schema=schema))
+            over_lines = over_lines or any(
+                compute.any(compute.match_substring(column, "\n")).as_py()
+                for column in batch.columns
+            )
+    return over_lines
 
 
-def _quotes(path: Path, encoding: str) -> int:
+def _line_of_stray_quote(path: Path, encoding: str, separator: str) -> int:
+    """Return the line where a stricter reader stumbles over a quote; 0 where it does not."""
+    limit = csv.field_size_limit(1 << 30)
+    try:
+        with _lines(path, encoding) as lines:
+            reader = csv.reader(lines, delimiter=separator, strict=True)
+            try:
+                deque(reader, maxlen=0)
+            except csv.Error:
+                return reader.line_num
+    finally:
+        csv.field_size_limit(limit)
+    return 0
+
+
+@contextmanager
+def _lines(path: Path, encoding: str) -> Iterator[io.TextIOWrapper]:
     import pyarrow as pa
 
     with pa.input_stream(str(path)) as stream:
-        return sum(block.count(b'"') for block in iter(lambda: stream.read(BLOCK), b""))
+        yield io.TextIOWrapper(stream, encoding=encoding, newline="")
 
 
-def _cannot_read(path: Path, error: Exception, setting: TableSettings | None) -> DataError:
-    said = str(error).splitlines()[0] if str(error) else type(error).__name__
-    advice = "Is the file complete?"
+def _cannot_read(path: Path, error: Exception, advice: str = "Is the file complete") -> DataError:
+    said = _shown(str(error).splitlines()[0] if str(error) else type(error).__name__, 300)
     if "straddl" in said:
-        advice = "A line is longer than 16 MB, or a quotation mark is never closed."
-    elif "UTF8" in said or isinstance(error, UnicodeError):
-        used = setting.encoding if setting else ""
-        advice = f"It is not {used or 'utf-8'}; say encoding = ... for this table in shop.toml."
-    return DataError(f"{path} cannot be read: {said} {advice}")
+        advice = "A line is longer than 16 MB, or a quotation mark is never closed"
+    elif advice != "Is the file complete":
+        advice += ": encoding = ... for this table in shop.toml"
+    return DataError(f"{path} cannot be read: {said}. {advice}.")
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= 40 else text[:40] + " ..."
+def _shown(text: str, most: int = 40) -> str:
+    """Return the start of a text from data, without what a terminal would take for a command."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text[:most])
+    return plain + " ..." * (len(text) > most)
 
 
 DAY_OR_MONTH_FIRST = re.compile(

@@ -59,12 +59,14 @@ def typed(value: ir.Value, column: Column, reading: Reading) -> ir.Value:
     Raises `DataError` where the type itself cannot be it, and for text in a database: a database
     is not parsed, its owner makes a view.
     """
+    if value.type().is_unknown() or value.type().is_null():
+        value = value.cast("string")  # an enumeration, or a column of nothing
     found = value.type()
     value = blank_to_null(value)
     if found.is_string() and column.kind != "string" and not reading.is_file:
         raise _wrong_type(found, column, reading)
     if column.kind == "string":
-        value = _text(value)
+        value = as_text(value)
     elif column.kind in ("timestamp", "date"):
         value = _moment(value, column, reading)
         value = value.date() if column.kind == "date" else value
@@ -79,7 +81,7 @@ def typed(value: ir.Value, column: Column, reading: Reading) -> ir.Value:
     return value
 
 
-def _text(value: ir.Value) -> ir.Value:
+def as_text(value: ir.Value) -> ir.Value:
     """Return text; ids that passed through a column of fractions, 1001.0, are whole again."""
     found = value.type()
     if not (found.is_floating() or (found.is_decimal() and found.scale != 0)):
@@ -176,9 +178,9 @@ def _parsed(value: ir.Value, reading: Reading) -> ir.Value:
         # DuckDB's answer is in UTC where the format names the zone.
         return _wall_clock(strptime(value, reading.date_format).cast(instant), reading)
     if reading.date_format:
-        day, _, clock = reading.date_format.partition(" ")
         timed = strptime(value, reading.date_format)
-        if not clock:
+        day, *clock = re.split(r"[ T,]*%[HIc]", reading.date_format, maxsplit=1)
+        if not clock or not day:
             return timed
         return _to_shop(timed, reading).coalesce(strptime(value, day))
     # Nothing but ISO is read without a format: 01/02/2024 and 10:00 PM need one.

@@ -175,6 +175,11 @@ def _table_settings(path: Path, name: str, given: dict[str, Any], url: str) -> T
     _section(path, f"tables.{name}.flags", flags, dict.fromkeys(flags, str))
     contract = dict.fromkeys((column.name for column in tables.CONTRACT[name].columns), str)
     _section(path, f"tables.{name}.columns", given.get("columns", {}), contract)
+    mark = given.get("separator", ";")
+    if len(mark) != 1 or not mark.isascii() or mark in '"\r\n':
+        raise DataError(
+            f"{path}: [tables.{name}] separator is {mark!r}; it must be one letter of ASCII."
+        )
     if given.get("decimal", ".") not in (".", ","):
         raise DataError(f"{path}: [tables.{name}] decimal is {given['decimal']!r}; use '.' or ','.")
     options = {key: value for key, value in given.items() if key not in ("from", "url")}

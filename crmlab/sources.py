@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -124,14 +125,15 @@ class Shop:
         if not source.paths:
             found = self.check("transactions")
             digest.update(f"{found.rows} {found.first} {found.last} {found.money}".encode())
-        for path in source.paths:
-            state = path.stat()
-            digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}".encode())
-            with path.open("rb") as file:
-                if path.suffix in (".parquet", ".duckdb"):
-                    file.seek(max(0, state.st_size - 65_536))
-                while block := file.read(1 << 20):
-                    digest.update(block)
+        with readable("transactions", source.label):
+            for path in source.paths:
+                state = path.stat()
+                digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}".encode())
+                with path.open("rb") as file:
+                    if path.suffix in (".parquet", ".duckdb"):
+                        file.seek(max(0, state.st_size - 65_536))
+                    while block := file.read(1 << 20):
+                        digest.update(block)
         return digest.hexdigest()[:16]
 
     def write_set_aside(self, folder: Path, name: str = "transactions") -> Path | None:
@@ -139,6 +141,7 @@ class Shop:
 
         Lines that no table can hold are written as text, in the column `line`.
         """
+        import duckdb
         import ibis
 
         path = folder / f"{name}.parquet"
@@ -158,15 +161,17 @@ class Shop:
             bad = bad.mutate(line=ibis.null("string")).union(
                 lines.select(rule=ibis.literal(checks.BAD_LINE), **empty, line=lines.line)
             )
-        settings.make_folder(folder, 0o700)
-        scratch = folder / f".{name}.{os.getpid()}"
         found = self.engines.landed(bad, name)
+        scratch = folder / f".{name}.{os.getpid()}"
         try:
+            settings.make_folder(folder, 0o700)
             found.to_parquet(str(scratch))
-        except Exception as error:
-            scratch.unlink(missing_ok=True)
+            scratch.replace(path)
+        except (OSError, duckdb.Error) as error:
             raise OSError(f"{folder} cannot be written: {error}") from error
-        scratch.replace(path)
+        finally:
+            with suppress(OSError):
+                scratch.unlink(missing_ok=True)
         return path
 
     @cached_property

@@ -155,11 +155,12 @@ def postgres(tmp_path_factory, files):
     os.environ["CRMLAB_TEST_PASSWORD"] = PASSWORD
     where = f"?host={host}&port={port}"
     yield f"postgresql://{name}:${{CRMLAB_TEST_PASSWORD}}@/{name}{where}"
+    if server:
+        server.cleanup()
+        return
     with psycopg.connect(admin, autocommit=True) as connection:
         connection.execute(f"drop database {name} with (force)")
         connection.execute(f"drop role {name}")
-    if server:
-        server.cleanup()
 
 
 KINDS = {

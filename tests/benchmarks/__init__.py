@@ -1,1 +1,1 @@
-"""How fast, as ratios against a peer or the hand-written query, taken in one run."""
+"""How fast and how big, as ratios against a peer or the hand-written query, taken in one run."""

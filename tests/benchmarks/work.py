@@ -1,0 +1,325 @@
+"""What is measured, each piece in a process of its own: `python -m tests.benchmarks.work NAME {}`.
+
+A piece prints one line of JSON. Its extra memory, in MB, is the most that the process ever held
+less what it held after the imports.
+"""
+
+import inspect
+import json
+import os
+import pickle
+import re
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+warnings.simplefilter("ignore")
+
+AS_OF = "2025-12-31"
+PLACE = 'timezone = "UTC"\n'
+
+# 2023-01-01 to 2025-12-31: a receipt is two lines of one customer, place and time.
+LOG = """copy (
+    select 'C' || lpad((hash(7 * receipt) % {customers})::varchar, 7, '0') as customer_id,
+        timestamp '2023-01-01' + to_seconds((hash(7 * receipt + 1) % (1096 * 86400))::bigint)
+            as purchased_at,
+        ((hash(7 * i + 2) % 10000)::bigint / 100 - 3)::decimal(18, 4) as amount,
+        'R' || receipt as transaction_id,
+        'P' || lpad((hash(7 * i + 3) % 5000)::varchar, 4, '0') as product_id,
+        'S' || lpad((hash(7 * receipt + 4) % 20)::varchar, 2, '0') as store_id,
+        (1 + hash(7 * i + 5) % 4)::double as quantity
+    from (select i, i // 2 as receipt from range({first}, {last}) as lines(i))
+) to '{path}' (format parquet)"""
+
+BY_HAND = """copy (
+    with days as (
+        select customer_id, purchased_at::date as day, sum(amount) as amount
+        from read_parquet('{path}')
+        where customer_id is not null and purchased_at < date '{as_of}' + 1
+        group by all having sum(amount) > 0
+    )
+    select customer_id, count(*) - 1 as frequency, max(day) - min(day) as recency,
+        date '{as_of}' - min(day) as T,
+        (sum(amount)::double - arg_min(amount, day)::double) / nullif(count(*) - 1, 0)
+            as monetary_value,
+        min(day) as first_purchase, max(day) as last_purchase
+    from days group by customer_id
+) to '{out}' (format parquet)"""
+
+
+def memory(which):
+    """Return VmRSS, or VmHWM, its most so far: unlike getrusage it leaves the parent's out."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{which}:\s+(\d+) kB", status)[1]) / 1024
+
+
+@contextmanager
+def clock(into, name):
+    wall, processor = time.perf_counter(), time.process_time()
+    yield
+    into[name] = time.perf_counter() - wall
+    into[f"{name} cpu"] = time.process_time() - processor
+
+
+def generate(folder, rows, customers, files):
+    """Write the log, in one file or a folder of them, and a shop.toml."""
+    import duckdb
+
+    with duckdb.connect() as connection:
+        per_file = rows // files
+        for number in range(files):
+            name = "transactions.parquet" if files == 1 else f"transactions/{number:03}.parquet"
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            first = number * per_file
+            connection.execute(
+                LOG.format(path=path, customers=customers, first=first, last=first + per_file)
+            )
+    Path(folder, "shop.toml").write_text(PLACE, encoding="utf-8")
+    held = sum(path.stat().st_size for path in Path(folder).rglob("*.parquet"))
+    return {"megabytes": held / 2**20}
+
+
+def opened(folder, memory_limit=""):
+    """Return a shop, and all that its first use imports."""
+    import pandas as pd  # noqa: F401
+    import pyarrow.parquet as pq  # noqa: F401
+
+    from crmlab import customers, sources
+
+    shop = sources.open_shop(str(Path(folder, "shop.toml")))
+    if memory_limit:
+        shop.engines.local.con.execute(f"set memory_limit = '{memory_limit}'")
+    shop.engines.local.con.execute("select 1")
+    return shop, customers, memory("VmRSS")
+
+
+@contextmanager
+def measured(shop, before, found, name):
+    """Put into `found` the seconds, the memory, and how much DuckDB spilled at most, in MB."""
+    spill, done, seen = Path(shop.engines.local.crmlab_folder, "spill"), threading.Event(), [0]
+
+    def watch():
+        while not done.wait(0.2):
+            with suppress(OSError):  # a file may go while it is looked at
+                seen.append(sum(path.stat().st_blocks * 512 for path in spill.rglob("*")))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with clock(found, name):
+        yield
+    done.set()
+    watcher.join()
+    peak = memory("VmHWM")
+    found |= {"extra": peak - before, "peak": peak, "spilled": max(seen) / 2**20}
+
+
+def check(folder, memory_limit=""):
+    """Check a shop; the answer is kept, so that `summary` can begin where it ended."""
+    shop, _, before = opened(folder, memory_limit)
+    found = {}
+    with measured(shop, before, found, "check"):
+        answer = shop.check()
+    Path(folder, "check.pickle").write_bytes(pickle.dumps([answer, shop._readings]))
+    return found
+
+
+def summary(folder, memory_limit=""):
+    """Summarise a shop that was checked before, in a fresh process."""
+    shop, customers, before = opened(folder, memory_limit)
+    answer, readings = pickle.loads(Path(folder, "check.pickle").read_bytes())
+    shop._checks["transactions", type(answer.last).max] = answer
+    shop._readings.update(readings)
+    found = {}
+    with measured(shop, before, found, "summary"):
+        rows = customers.summary(shop, as_of=AS_OF)
+    return found | {"customers": rows.count().execute()}
+
+
+def lifetimes_summary(folder):
+    """Summarise the same log with lifetimes; Parquet into pandas is part of its work."""
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from crmlab import fitting
+
+    with fitting.lifetimes_imported():
+        from lifetimes.utils import summary_data_from_transaction_data
+    before, found = memory("VmRSS"), {}
+    with clock(found, "read"):
+        # Only the columns it needs, money as float64: decimals in pandas are Python's, far slower.
+        log = pq.read_table(
+            Path(folder, "transactions.parquet"),
+            columns=["customer_id", "purchased_at", "amount"],
+        )
+        log = log.set_column(2, "amount", log["amount"].cast(pa.float64())).to_pandas()
+    with clock(found, "summary"):
+        rows = summary_data_from_transaction_data(
+            log, "customer_id", "purchased_at", "amount", observation_period_end=AS_OF
+        )
+    assert isinstance(rows, pd.DataFrame)
+    return found | {"extra": memory("VmHWM") - before, "customers": len(rows)}
+
+
+def by_hand(folder, rounds):
+    """Time `customers.summary` and the hand-written query in turn, both into Parquet."""
+    import duckdb
+
+    shop, customers, _ = opened(folder)
+    shop.check()
+    pairs = []
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch, "by-hand.parquet")
+        query = BY_HAND.format(path=Path(folder, "transactions.parquet"), as_of=AS_OF, out=out)
+        with duckdb.connect(config={"temp_directory": scratch}) as connection:
+            connection.execute("set enable_progress_bar = false")
+            for turn in range(rounds + 1):  # the first is to warm up
+                pair = {}
+                for name in ("ours", "hand")[:: 1 if turn % 2 else -1]:
+                    with clock(pair, name):
+                        if name == "ours":
+                            rows = customers.summary(shop, as_of=AS_OF)
+                        else:
+                            connection.execute(query)
+                pairs.append(pair)
+        other = shop.engines.local.read_parquet(str(out))
+        other = other.cast(dict(rows.schema()))[list(rows.columns)]
+        different = ours_less = rows.difference(other).count().execute()
+        different += other.difference(rows).count().execute()
+        assert different == 0, f"{different} rows differ, {ours_less} of them ours"
+    return {name: [pair[name] for pair in pairs[1:]] for name in pairs[0]}
+
+
+def scans(folder, table):
+    """Count how often the check reads a table: the scans of its file in all queries, as they ran.
+
+    Each query is taken from DuckDB's own log and run once more under EXPLAIN ANALYZE, whose scans
+    name their file. The reading of a text file itself, before it is a table, is not counted here.
+    """
+    from crmlab import tables
+
+    shop, _, _ = opened(folder)
+    connection = shop.engines.local.con
+    connection.execute("call enable_logging('QueryLog')")
+    shop.check(table)
+    connection.execute("call disable_logging()")
+    queries = connection.execute(
+        "select message from duckdb_logs where type = 'QueryLog' order by timestamp"
+    ).fetchall()
+    source = shop._source(tables.CONTRACT[table])
+    file = str(source.text.parquet if source.text else source.paths[0])
+    counts = []
+    for (query,) in queries:
+        if re.match(r"(with|select|copy)\b", query.lstrip(), re.IGNORECASE):
+            [(_, plan)] = connection.execute(f"explain (analyze, format json) {query}").fetchall()
+            counts.append(sum(_reads(node, file) for node in json.loads(plan)["operator"]))
+    assert sum(counts), "no scan of the table was seen: the plans have another form than expected"
+    return {"scans": sum(counts), "queries": len(counts)}
+
+
+def csv_scans(folder):
+    """Count the same where the transactions are a text file, whose dialect is found out too."""
+    import duckdb
+
+    folder = Path(folder)
+    with duckdb.connect() as connection:
+        connection.execute(
+            f"copy (from '{folder}/transactions.parquet' limit 200000) "
+            f"to '{folder}/transactions.csv'"
+        )
+    (folder / "transactions.parquet").unlink()
+    return scans(folder, "transactions")
+
+
+def cdnow(folder):
+    """Make a project of one shop, the CDNOW log."""
+    from crmlab import demo
+
+    demo.cdnow(Path(folder, "data"))
+    Path(folder, "reports").mkdir()
+    Path(folder, "reports", "reports.toml").touch()
+    shutil.copy(Path("data", "cdnow", "shop.toml"), Path(folder, "data", "cdnow"))
+    return {}
+
+
+def _reads(node, file):
+    here = file in str(node["extra_info"].get("Filename(s)", ""))
+    return here + sum(_reads(child, file) for child in node.get("children", []))
+
+
+def simulate(folder, customers):
+    """Generate the demo shop."""
+    import pyarrow.parquet as pq
+
+    from crmlab import simulation
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    import numpy  # noqa: F401, ICN001
+
+    before, found = memory("VmRSS"), {}
+    with clock(found, "write"):
+        simulation.write(Path(folder), customers=customers, seed=1)
+    extra, peak = memory("VmHWM") - before, memory("VmHWM")
+    rows = {path.stem: pq.read_metadata(path).num_rows for path in Path(folder).glob("*.parquet")}
+    Path(folder, "shop.toml").write_text(PLACE, encoding="utf-8")
+    return (
+        found
+        | {"lines": rows["transactions"], "rows": sum(rows.values())}
+        | {
+            "extra": extra,
+            "peak": peak,
+        }
+    )
+
+
+def value(folder, copies, rounds):
+    """Fit and value the customers of copies of CDNOW, ours and lifetimes' in turn."""
+    import numpy as np
+    import pandas as pd
+
+    from crmlab import clv, fitting
+
+    cdnow(folder)
+    folder = Path(folder, "data", "cdnow")
+    log = pd.read_parquet(folder / "transactions.parquet")
+    parts = [log.assign(customer_id=log["customer_id"] + f"-{n}") for n in range(copies)]
+    pd.concat(parts).to_parquet(folder / "transactions.parquet")
+    shop, customers, _ = opened(folder)
+    rows = customers.summary(shop, as_of="1998-06-30")
+    frame = rows.to_pandas()
+    x, t_x, age = frame["frequency"], frame["recency"] / 7, frame["T"] / 7
+    with fitting.lifetimes_imported():
+        from lifetimes import BetaGeoFitter, GammaGammaFitter
+    peer, found = BetaGeoFitter(), []
+    for _ in range(rounds):
+        found.append({})
+        with clock(found[-1], "fit"):
+            model = clv.fit(rows)
+        with clock(found[-1], "peer fit"):
+            peer.fit(x, t_x, age)
+        spend = GammaGammaFitter()
+        spend.params_ = pd.Series({"p": model.spend.p, "q": model.spend.q, "v": model.spend.v})
+        money = pd.Series(np.nan_to_num(frame["monetary_value"]))
+        with clock(found[-1], "predict"):
+            model.predict(rows, margin=1.0).to_pyarrow()
+        with clock(found[-1], "peer predict"):
+            spend.customer_lifetime_value(
+                peer, x, t_x, age, money, time=12, discount_rate=0.008, freq="W"
+            )
+    return {"customers": len(frame)} | {
+        name: statistics.median(one[name] for one in found) for name in found[0]
+    }
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    piece = {name: one for name, one in globals().items() if inspect.isfunction(one)}[sys.argv[1]]
+    answer = piece(**json.loads(sys.argv[2]))
+    sys.stdout.write("\n" + json.dumps(answer, default=float) + "\n")
