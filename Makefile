@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := .venv/bin
 PIP_INSTALL := pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check test-slow test-lowest bench lab lock clean
+.PHONY: demo test check test-slow test-lowest bench bench-large lab lock clean
 
 demo: .venv/installed
 	@$(BIN)/crmlab demo
@@ -27,6 +27,10 @@ test-lowest: .venv-lowest/installed
 
 bench: .venv/installed-dev
 	$(BIN)/python -m tests.benchmarks
+
+# 100 million receipts, 6 GB of disk, some minutes.
+bench-large: .venv/installed-dev
+	$(BIN)/python -m tests.benchmarks --large
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks

@@ -355,11 +355,12 @@ def postgres(tmp_path_factory):
             grant usage on schema old to {name};
             grant select on orders, old.receipts to {name};""")
     yield f"postgresql://{name}:se%3Acr%2Fet%40word@/{name}?host={host}&port={port}"
+    if server:
+        server.cleanup()
+        return
     with psycopg.connect(admin, autocommit=True) as connection:
         connection.execute(f"drop database {name} with (force)")
         connection.execute(f"drop role {name}")
-    if server:
-        server.cleanup()
 
 
 def test_a_database_is_proposed_and_checked_and_its_password_is_written_nowhere(project, postgres):
