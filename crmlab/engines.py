@@ -77,6 +77,11 @@ class Engines:
     def _remote(self) -> dict[str, Any]:
         return {}
 
+    def close(self) -> None:
+        """Let go of files that only one connection may hold; no table can be read any more."""
+        if "local" in self.__dict__:
+            self.local.disconnect()
+
     def scratch(self, name: str) -> Path:
         """Return a new path in a private folder that goes when the shop goes."""
         return Path(self.local.crmlab_folder, f"{name}-{uuid.uuid4().hex[:8]}.parquet")

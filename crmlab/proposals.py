@@ -158,6 +158,7 @@ def propose(
     if not looks:
         raise DataError("\n  ".join([f"{engines.label(url)}: no table can be read.", *notes]))
     chosen, left = _chosen(looks)
+    connections.close()
     return replace(proposal, tables=chosen, notes=notes + left)
 
 

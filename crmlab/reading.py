@@ -187,10 +187,12 @@ def _parsed(value: ir.Value, reading: Reading) -> ir.Value:
     timed = value.re_search(ISO_DAY + ISO_TIME + "$")
     zoned = value.re_search(ISO_DAY + ISO_TIME + r" ?(Z|[+-][0-9]{2}(:?[0-9]{2})?)$")
     dated = value.re_search(ISO_DAY + "$")
+    # DuckDB 1.4 reads a zone behind seconds only.
+    with_seconds = value.re_replace(r"([T ][0-9]{1,2}:[0-9]{2}) ?(Z|[+-])", r"\1:00\2")
     return ibis.cases(
         (dated, value.try_cast("timestamp")),
         (timed, _to_shop(value.try_cast("timestamp"), reading)),
-        (zoned, _wall_clock(value.try_cast(instant), reading)),
+        (zoned, _wall_clock(with_seconds.try_cast(instant), reading)),
         else_=ibis.null("timestamp"),
     )
 
