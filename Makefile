@@ -28,7 +28,7 @@ test-lowest: .venv-lowest/installed
 bench: .venv/installed-dev
 	$(BIN)/python -m tests.benchmarks
 
-# 100 million receipts, 6 GB of disk, some minutes.
+# 100 million receipts, 2 GB of disk and more where it spills, about three minutes.
 bench-large: .venv/installed-dev
 	$(BIN)/python -m tests.benchmarks --large
 

@@ -140,7 +140,9 @@ def large(folder, limit="4GB"):
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--large", action="store_true", help="100 M lines; 4 GB of disk")
+    parser.add_argument(
+        "--large", action="store_true", help="100 M lines; 2 GB of disk, more where it spills"
+    )
     parser.add_argument("--folder", help="where the scratch folder is made")
     options = parser.parse_args()
     if options.folder:

@@ -112,10 +112,12 @@ def measured(shop, before, found, name):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    with clock(found, name):
-        yield
-    done.set()
-    watcher.join()
+    try:
+        with clock(found, name):
+            yield
+    finally:
+        done.set()
+        watcher.join()
     peak = memory("VmHWM")
     found |= {"extra": peak - before, "peak": peak, "spilled": max(seen) / 2**20}
 
