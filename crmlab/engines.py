@@ -65,9 +65,8 @@ class Engines:
         local = ibis.duckdb.connect(
             temp_directory=str(Path(folder, "spill")), autoinstall_known_extensions=False
         )
-        local.con.execute(
-            "set enable_progress_bar = false"
-        )  # it would be an output of the notebook
+        # Its progress bar would be an output of the notebook.
+        local.con.execute("set enable_progress_bar = false")
         # Every table that was read through it keeps the folder, and nothing keeps it longer.
         weakref.finalize(local, shutil.rmtree, folder, ignore_errors=True)
         local.crmlab_folder = Path(folder)

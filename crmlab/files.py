@@ -27,12 +27,12 @@ BLOCK = 16 << 20  # bytes read at once; a longer line cannot be read
 
 @dataclass(frozen=True)
 class TextFile:
-    """A text file that was read: its cells as text in Parquet, and how it was written.
+    """How a text file was written, and what of it is not in the Parquet file.
 
-    `bad_lines` are those with another number of cells than the header, which no table can hold.
+    `bad_lines` are those with another number of cells than the header, which no table can hold;
+    all of them are counted, but the text of the first 100,000 only is kept.
     """
 
-    parquet: Path
     encoding: str
     separator: str = ""
     bad_lines: list[str] = field(default_factory=list)
@@ -68,7 +68,7 @@ def read_csv(path: Path, setting: TableSettings, scratch: Path) -> TextFile:
                 f"{f'in the record that ends in line {line:,}' if line else _shown(swallowed)!r}: "
                 "what follows it was taken for a part of the cell. Mend it there."
             )
-    return TextFile(scratch, encoding, separator, bad)
+    return TextFile(encoding, separator, bad)
 
 
 def read_geojson(path: Path, scratch: Path) -> TextFile:
@@ -91,7 +91,7 @@ def read_geojson(path: Path, scratch: Path) -> TextFile:
             f"{path} is no GeoJSON with features, each with properties and a geometry: "
             f"{_shown(repr(error))}."
         ) from error
-    return TextFile(scratch, "utf-8")
+    return TextFile("utf-8")
 
 
 def _as_text(value: Any) -> str | None:
@@ -171,14 +171,13 @@ def _header(path: Path, start: bytes, encoding: str, separator: str) -> tuple[li
     names = [" ".join(_shown(name, 200).split()) for name in names]
     # Two names that differ in case only are one name to an engine; the plainer keeps it.
     taken = {name for name in names if name == name.lower()}
-    unique: list[str] = []
+    unique: dict[str, str] = {}
     for number, name in enumerate(names, start=1):
-        name = name or f"column {number}"
-        other = {one.lower() for one in unique} | (taken - {name})
-        while name.lower() in other:
+        own = name = name or f"column {number}"
+        while name.lower() in unique or (name.lower() in taken and name.lower() != own):
             name += f" ({number})"
-        unique.append(name)
-    return unique, lines, separator
+        unique[name.lower()] = name
+    return list(unique.values()), lines, separator
 
 
 def _rows(text: str, separator: str) -> Iterator[tuple[list[str], int]]:
@@ -214,7 +213,7 @@ def _land(
     from pyarrow import compute
 
     def keep_apart(row: Any) -> str:
-        bad.append(row.text)
+        bad.append(row.text if len(bad) < 100_000 or "\n" in row.text else "")
         return "skip"
 
     schema = pa.schema([(name, pa.string()) for name in header])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import html
 import json
@@ -138,7 +139,6 @@ def propose(
     given = {"currency": currency, "locale": locale, "timezone": timezone}
     assumed = {key: "" if given[key] else "please check: the data do not say it" for key in given}
     head = [Line(key, given[key] or REGIONAL[key], assumed[key]) for key in given]
-    connections, looks, notes = engines.Engines(), [], []
     try:
         url, only = _place(source, folder)
         secret = "the password is not in this file: set PGPASSWORD" * ("${PGPASSWORD}" in url)
@@ -147,19 +147,11 @@ def propose(
             path = Path(scratch, "shop.toml")
             path.write_text(proposal.toml(), encoding="utf-8")
             url = settings.read(path).url
-        origins = [only] if only else _origins(url, folder, connections)
-    except DataError as error:  # the source as a whole is not there
-        raise UsageError(re.sub(r"^\S*shop\.toml: ", "", str(error))) from None
-    for origin in origins:
-        try:
-            looks.append(_look(origin, url, folder, connections))
-        except (DataError, OSError) as error:
-            notes.append(f"{origin}: {error}")
-    if not looks:
-        raise DataError("\n  ".join([f"{engines.label(url)}: no table can be read.", *notes]))
-    chosen, left = _chosen(looks)
-    connections.close()
-    return replace(proposal, tables=chosen, notes=notes + left)
+    except DataError as error:
+        raise UsageError(_without_path(error)) from None
+    with contextlib.closing(engines.Engines()) as connections:
+        chosen, notes = _found(url, only, folder, connections)
+    return replace(proposal, tables=chosen, notes=notes)
 
 
 def write(proposal: Proposal) -> Path:
@@ -173,9 +165,7 @@ def write(proposal: Proposal) -> Path:
 
 
 def _new(name: str) -> Path:
-    if not re.fullmatch(r"\w[\w-]{0,99}", name):
-        raise UsageError(f"{name!r} is no shop's name: letters, digits, - and _ only.")
-    path = settings.home() / "data" / name / "shop.toml"
+    path = settings.path_of(name)
     if path.exists():
         raise UsageError(
             f"{path} is there already, and nothing is overwritten: choose another name, or change "
@@ -214,6 +204,30 @@ def _without_password(url: str) -> str:
         return url
     os.environ["PGPASSWORD"] = unquote(password)
     return f"{scheme}{user}:${{PGPASSWORD}}@{rest}"
+
+
+def _without_path(error: DataError) -> str:
+    return re.sub(r"^\S*shop\.toml: ", "", str(error))
+
+
+def _found(
+    url: str, only: str, folder: Path, connections: engines.Engines
+) -> tuple[list[Guess], list[str]]:
+    """Look at each file or table, give it to a table of the contract, and say what is not used."""
+    try:
+        origins = [only] if only else _origins(url, folder, connections)
+    except DataError as error:  # the source as a whole is not there
+        raise UsageError(_without_path(error)) from None
+    looks, notes = [], []
+    for origin in origins:
+        try:
+            looks.append(_look(origin, url, folder, connections))
+        except (DataError, OSError) as error:
+            notes.append(f"{origin}: {error}")
+    if not looks:
+        raise DataError("\n  ".join([f"{engines.label(url)}: no table can be read.", *notes]))
+    chosen, left = _chosen(looks)
+    return chosen, notes + left
 
 
 def _origins(url: str, folder: Path, connections: engines.Engines) -> list[str]:

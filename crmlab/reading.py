@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from crmlab.tables import Column, DataError
+from crmlab.tables import CONTRACT, Column, DataError
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -34,6 +34,7 @@ class Reading:
     decimal: str = "."
     date_format: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
+    tidy: frozenset[str] = frozenset()  # text columns in which the check found nothing to trim
 
 
 def blank_to_null(value: ir.Value) -> ir.Value:
@@ -49,8 +50,12 @@ def blank_to_null(value: ir.Value) -> ir.Value:
     if not value.type().is_string():
         return value
     trimmed = engine_function("trim", [datatypes.string], datatypes.string)(value).nullif("")
-    padded = value.like(" %") | value.like("% ") | (value == "")
-    return padded.ifelse(trimmed, value)
+    return is_padded(value).ifelse(trimmed, value)
+
+
+def is_padded(text: ir.Value) -> ir.Value:
+    """Tell whether text is empty, or has a blank before or behind it."""
+    return text.like(" %") | text.like("% ") | (text == "")
 
 
 def typed(value: ir.Value, column: Column, reading: Reading) -> ir.Value:
@@ -62,7 +67,7 @@ def typed(value: ir.Value, column: Column, reading: Reading) -> ir.Value:
     if value.type().is_unknown() or value.type().is_null():
         value = value.cast("string")  # an enumeration, or a column of nothing
     found = value.type()
-    value = blank_to_null(value)
+    value = value if column.name in reading.tidy else blank_to_null(value)
     if found.is_string() and column.kind != "string" and not reading.is_file:
         raise _wrong_type(found, column, reading)
     if column.kind == "string":
@@ -223,6 +228,54 @@ def _to_shop(wall: ir.Value, reading: Reading) -> ir.Value:
     if reading.engine == "pyspark":
         return engine_function("from_utc_timestamp", [naive, text], naive)(wall, reading.timezone)
     return _wall_clock(engine_function("timezone", [text, naive], zoned)("UTC", wall), reading)
+
+
+def consents_from_flags(rows: ir.Table, flags: Mapping[str, str], reading: Reading) -> ir.Table:
+    """Return consents as the yes and no of columns of `customers`, one row per channel.
+
+    Of several rows of a customer the strictest holds. What is neither yes nor no is no status of
+    the contract, so the check sets it aside: in doubt there is no consent.
+    """
+    import ibis
+
+    key = CONTRACT["customers"].column("customer_id")
+    parts = []
+    for channel, own in flags.items():
+        flag = Column(own, "boolean", f"whether {channel} is allowed")
+        part = rows.select(
+            customer_id=typed(rows.customer_id, key, reading),
+            said=typed(rows[own], flag, reading),
+            given=blank_to_null(rows[own]),
+        )
+        part = part.filter(part.given.notnull())
+        each = part.group_by("customer_id").aggregate(
+            refused=(~part.said).any(),
+            odd=part.said.isnull().ifelse(part.given.cast("string"), None).min(),
+        )
+        parts.append(
+            each.select(
+                "customer_id",
+                channel=ibis.literal(channel),
+                status=each.refused.ifelse("withdrawn", each.odd.coalesce(ibis.literal("given"))),
+            )
+        )
+    return ibis.union(*parts) if len(parts) > 1 else parts[0]
+
+
+def lines(rows: ir.Table, engine: str) -> ir.Table:
+    """Return what tells one line from another: all columns that the engine can compare.
+
+    No JSON, no geometry. On DuckDB their 64-bit hash, which takes a fraction of the memory; among
+    100 million lines two different ones share a hash with a chance of 1 in 3,700.
+    """
+    import ibis
+
+    kinds = rows.schema().items()
+    names = [name for name, kind in kinds if not (kind.is_json() or kind.is_unknown())]
+    if engine != "duckdb":
+        return rows.select(names)
+    line = ibis.struct({name: rows[name] for name in names})
+    return rows.select(line=engine_function("hash", [line.type()], "uint64")(line))
 
 
 def engine_function(name: str, takes: list[object], gives: object) -> Callable[..., ir.Value]:

