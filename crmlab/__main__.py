@@ -86,7 +86,7 @@ def shops() -> None:
 @_plain_errors
 def check(shop: str) -> None:
     """Read every table of SHOP against the contract."""
-    from crmlab import sources
+    from crmlab import proposals, sources
     from crmlab.tables import CONTRACT, DataError
 
     opened = sources.open_shop(shop)
@@ -94,7 +94,8 @@ def check(shop: str) -> None:
     broken = []
     for table in CONTRACT:
         try:
-            if table != "transactions" and not opened.has(table):
+            named = table == "transactions" or table in opened.settings.tables
+            if not named and not opened.has(table):
                 continue
             click.echo(opened.check(table, as_of=dt.date.today()))
             if path := opened.write_set_aside(folder, table):
@@ -103,6 +104,7 @@ def check(shop: str) -> None:
             broken.append(str(error))
     if broken:
         raise DataError("\n".join(broken))
+    click.echo(f"\n{proposals.review(opened, as_of=dt.date.today()).possible}")
 
 
 @main.command("new-shop")

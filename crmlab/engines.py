@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from crmlab import files, reading, tables
 from crmlab.tables import DataError
@@ -51,6 +50,11 @@ class Source:
     def is_file(self) -> bool:
         """Whether the table lies in files of its own, which are parsed where they hold text."""
         return bool(self.paths) and self.paths[0].suffix != ".duckdb"
+
+    def stamp(self) -> list[tuple[int, int]]:
+        """Return the size of each file and when it was last written; nothing of a database."""
+        states = [path.stat() for path in self.paths]
+        return [(state.st_size, state.st_mtime_ns) for state in states]
 
 
 class Engines:
@@ -139,15 +143,23 @@ def label(url: str) -> str:
     >>> label("postgresql://ann:secret@db.example:5433/shop?sslmode=require")
     'postgresql://db.example:5433/shop'
     """
-    if "://" not in url:
+    kind, divided, rest = url.partition("://")
+    if not divided:
         return url
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    # A password may hold any sign, so what stands behind the last @ only is surely none of it.
+    place, _, options = rest.rpartition("@")[2].partition("?")
+    plain = re.fullmatch(r"[\w.:\[\]-]*(/[\w.-]*)?", place) and "@" not in rest.partition("?")[2]
+    return f"{kind}://{place if plain and 'password' not in options else '...'}"
 
 
 def scheme(url: str) -> str:
     """Return 'postgres', 'spark', or '' for files; raise `DataError` for any other engine."""
     found = re.match(r"([A-Za-z][\w+.-]+)://|(spark)$", url)
+    if not found and re.search(r"://|^\s*[\w+.-]{2,}:/|\b(password|dbname|host)\s*=", url):
+        raise DataError(  # without the URL, which may hold a password
+            "The URL of the source cannot be read. It is a folder or a file, spark, or looks like "
+            "postgresql://user:${PGPASSWORD}@host:5432/database."
+        )
     if not found:
         return ""
     if found[2]:
@@ -172,6 +184,8 @@ def _postgres(url: str) -> Any:
 
     with readable("", label(url)):
         try:
+            if url.partition("?")[0].count("@") > 1:
+                raise psycopg.ProgrammingError  # a part of the password would be taken for a host
             given = {"connect_timeout": "10"} | dict(conninfo_to_dict(url))
         except psycopg.ProgrammingError:
             raise DataError(  # its own words may hold the password
@@ -303,9 +317,7 @@ def _common_kind(kinds: set[Any]) -> Any:
 
 def _as_kind(value: ir.Value, kind: Any) -> ir.Value:
     """Cast a column; a whole number becomes the same text whichever type it had."""
-    if kind == "string" and value.type().is_floating():
-        return reading.as_text(value).coalesce(value.cast("string"))
-    return value.cast(kind)
+    return reading.as_text(value) if kind == "string" else value.cast(kind)
 
 
 def _paths(table: str, setting: TableSettings, place: Path, folder: Path) -> list[Path]:
@@ -316,10 +328,18 @@ def _paths(table: str, setting: TableSettings, place: Path, folder: Path) -> lis
             f"Table '{table}': {setting.origin} is a DuckDB file. Say url = "
             f'"{setting.origin}" and name the table in it: from = "...".'
         )
+    if "://" in setting.origin or scheme(setting.origin) == "postgres":
+        raise DataError(f"Table '{table}': a URL is named by url = ..., not by from = ....")
     with suppress(OSError):  # a name that is too long, a link to itself
         for path in (place / name for name in names):
             if path.is_dir():
-                if found := sorted(path.glob("*.parquet")):
+                if found := sorted(one for one in path.iterdir() if one.name[0] not in "._"):
+                    if others := [o for o in found if o.suffix.lower() != ".parquet"]:
+                        raise DataError(
+                            f"Table '{table}': the folder {path} is to hold Parquet files only, "
+                            f"but also has {', '.join(o.name for o in others[:5])}. Move it away, "
+                            "or name one file: from = ...."
+                        )
                     return found
             elif path.is_file():
                 return [path]

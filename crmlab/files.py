@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from crmlab.settings import TableSettings
 
 BLOCK = 16 << 20  # bytes read at once; a longer line cannot be read
+OTHERS = {
+    b"PK\x03\x04": "Excel or a ZIP archive",
+    b"\xd0\xcf\x11\xe0": "Excel",
+    b"PAR1": "Parquet; end its name in .parquet",
+    b"\x1f\x8b": "compressed; end its name in .gz",
+    b"%PDF": "PDF",
+}
+UTF_8 = rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
 
 
 @dataclass(frozen=True)
@@ -110,9 +118,8 @@ def _first_bytes(path: Path) -> bytes:
         raise _cannot_read(path, error) from error
     if not start.strip(b"\r\n\t \xef\xbb\xbf"):
         raise DataError(f"{path} is an empty file.")
-    if start.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"PAR1", b"%PDF")):
-        kind = {b"PA": "Parquet; end its name in .parquet", b"%P": "PDF"}.get(start[:2], "Excel")
-        raise DataError(f"{path} is no text but {kind}. Save the table as CSV or Parquet.")
+    if other := next((kind for mark, kind in OTHERS.items() if start.startswith(mark)), ""):
+        raise DataError(f"{path} is no text but {other}. Save the table as CSV or Parquet.")
     return start
 
 
@@ -124,10 +131,11 @@ def _encoding(path: Path, start: bytes, said: str) -> tuple[str, str]:
     try:
         # Of the encodings that Python knows, some are none of text.
         name = codecs.lookup(said or likely).name
-        "".encode(name)
-    except (LookupError, UnicodeError):
+        codecs.getincrementaldecoder(name)().decode("a".encode(name), True)
+        "a".encode(name).decode(name, errors="replace")
+    except (LookupError, ValueError, TypeError):
         raise DataError(
-            f"{path}: there is no encoding '{said}'; try utf-8, latin-1 or cp1251."
+            f"{path}: there is no encoding '{_shown(said)}'; try utf-8, latin-1 or cp1251."
         ) from None
     decoder, tail = codecs.getincrementaldecoder(name)(), ""
     try:
@@ -145,15 +153,24 @@ def _encoding(path: Path, start: bytes, said: str) -> tuple[str, str]:
 
 
 def _guessed_encoding(path: Path) -> str:
-    """Tell Cyrillic from Western: letters beyond ASCII come in whole words, or here and there."""
+    """Tell Cyrillic from Western: letters beyond ASCII come in whole words, or here and there.
+
+    Raises `DataError` for a file that is mostly UTF-8: read as another, it would be wrong mostly.
+    """
     import pyarrow as pa
 
-    alone, together = 0, 0
+    alone, together, utf_8 = 0, 0, 0
     with pa.input_stream(str(path)) as stream:
         while alone + together < 10_000 and (block := stream.read(BLOCK)):
             runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", block)]
             alone += runs.count(1)
             together += sum(runs) - runs.count(1)
+            utf_8 += sum(map(len, re.findall(UTF_8, block)))
+    if utf_8 * 2 > alone + together:
+        raise DataError(
+            f"{path} is UTF-8 for the most part, but some of its bytes are not: it was put "
+            "together from two encodings, or is damaged. Save it whole in one of them."
+        )
     return "cp1251" if together > alone else "cp1252"
 
 
@@ -292,15 +309,20 @@ DAY_OR_MONTH_FIRST = re.compile(
 def guess_dates(rows: ir.Table, columns: Iterable[str]) -> str:
     """Return the date_format of text columns whose dates are not ISO; empty where none is sure.
 
-    What tells 3 April from 4 March is a value above 12, anywhere in the columns.
+    What tells 3 April from 4 March is a value above 12, anywhere in the columns. One in a hundred
+    of them may say otherwise: such a date is then unreadable, and counted.
     """
-    forms, firsts, seconds = [], 0, 0
+    forms, day_first, month_first = [], 0, 0
     for name in columns:
         text = rows.select(text=rows[name].strip().nullif(""))
         one = text.filter(text.text.re_search(r"^\d{1,2}([./-])\d{1,2}[./-]\d{4}"))
         parts = [one.text.re_extract(r"^(\d{1,2})[./-](\d{1,2})", n).cast("int64") for n in (1, 2)]
         [seen] = (
-            one.aggregate(n=one.count(), first=parts[0].max(), second=parts[1].max())
+            one.aggregate(
+                n=one.count(),
+                day_first=parts[0].between(13, 31).sum(),
+                month_first=parts[1].between(13, 31).sum(),
+            )
             .mutate(in_all=text.text.count().as_scalar())
             .to_pyarrow()
             .to_pylist()
@@ -314,32 +336,51 @@ def guess_dates(rows: ir.Table, columns: Iterable[str]) -> str:
         if longest[3]:
             clock = clock.replace("%H", "%I") + longest[3].replace(longest[3].strip(), "%p")
         forms.append((longest[1], clock))
-        firsts, seconds = max(firsts, seen["first"]), max(seconds, seen["second"])
-    if not forms or (firsts > 12) == (seconds > 12):
+        day_first += seen["day_first"]
+        month_first += seen["month_first"]
+    if not forms or max(day_first, month_first) <= 100 * min(day_first, month_first):
         return ""
     mark, clock = max(forms, key=lambda form: len(form[1]))
-    order = ("%d", "%m") if firsts > 12 else ("%m", "%d")
+    order = ("%d", "%m") if day_first > month_first else ("%m", "%d")
     return mark.join([*order, "%Y"]) + clock
 
 
-def guess_decimal(rows: ir.Table, columns: Iterable[str]) -> str:
-    """Return a comma where the text columns' numbers have a decimal comma, else a point."""
+def guess_decimal(rows: ir.Table, columns: Iterable[str], small: Iterable[str] = ()) -> str:
+    """Return a comma where the text columns' numbers have a decimal comma, else a point.
+
+    `small` are columns whose numbers are below a thousand, such as coordinates.
+
+    Raises
+    ------
+    DataError where nothing tells: 1.250 may be one and a quarter, or one thousand and more
+    """
     import ibis
 
-    comma, point = (
-        r"(^[^,]*\.[0-9]{3},|^[^,.]*,([0-9]{1,2}|[0-9]{4,})$)",
-        r"\.([0-9]{1,2}|[0-9]{4,})$",
-    )
-    flags = [
-        (rows[name].strip().re_search(comma), rows[name].strip().re_search(point))
-        for name in columns
-        if rows[name].type().is_string()
-    ]
-    if not flags:
+    # Three digits behind the only mark may be thousands; behind another, or a zero, they are not.
+    tells = {
+        mark: rf"^[^{mark}]*[{other}][0-9]{{3}}[{mark}]|^[^.,]*[{mark}]([0-9]{{1,2}}|[0-9]{{4,}})$"
+        rf"|^[+-]?0[{mark}]|^[+-]?[0-9]{{1,3}}([{other}][0-9]{{3}}){{2,}}$"
+        for mark, other in ((",", "."), (".", ","))
+    }
+    columns, small = list(columns), set(small)
+    found: dict[str, list[ir.Value]] = {",": [], ".": [], "either": []}
+    for name in (name for name in columns if rows[name].type().is_string()):
+        text = rows[name].strip()
+        for mark, pattern in tells.items():
+            pattern = rf"[{mark}][0-9]+$" if name in small else pattern
+            found[mark].append(text.re_search(pattern).ifelse(text, None))
+        if name not in small:
+            either = text.re_search(r"^[+-]?[1-9][0-9]{0,2}[.,][0-9]{3}$").ifelse(text, None)
+            found["either"].append(either)
+    if not found["."]:
         return "."
-    counts = rows.aggregate(
-        comma=ibis.or_(*(flag[0] for flag in flags)).sum(),
-        point=ibis.or_(*(flag[1] for flag in flags)).sum(),
-    )
-    [seen] = counts.to_pyarrow().to_pylist()
-    return "," if (seen["comma"] or 0) > (seen["point"] or 0) else "."
+    examples = {mark: ibis.coalesce(*some) for mark, some in found.items() if some}
+    counts = {mark: example.count() for mark, example in examples.items()}
+    examples = {f"{mark} example": example.min() for mark, example in examples.items()}
+    [seen] = rows.aggregate(**counts, **examples).to_pyarrow().to_pylist()
+    if not seen[","] and not seen["."] and seen.get("either"):
+        raise DataError(
+            f"{', '.join(columns)}: a number such as {_shown(seen['either example'])} may be a "
+            "fraction or a thousand and more, and no other number tells which; say decimal"
+        )
+    return "," if seen[","] > seen["."] else "."

@@ -102,7 +102,7 @@ class Fit:
 
 def guess(look: Look, table: tables.Table) -> Guess:
     """Say how a table of a source would fill a table of the contract."""
-    how, fits = _fits(look, table)
+    how, fits, doubt = _fits(look, table)
     required = [column.name for column in table.columns if column.required]
 
     # Required columns choose first, and take the surer kind of name, then the values that fit.
@@ -117,6 +117,12 @@ def guess(look: Look, table: tables.Table) -> Guess:
             chosen[name] = own
     used = {part for own in chosen.values() for part in (own, *own.split(" * "))}
     shown = [column for column in table.columns if column.name in {*required, *chosen}]
+    lines = [_line(column, chosen.get(column.name, ""), fits, used) for column in shown]
+    if _is_total(look, chosen):
+        doubt_of_amount = "unsure: the same on all lines of a receipt: is it the receipt's total?"
+        lines = [
+            replace(line, note=doubt_of_amount) if line.key == "amount" else line for line in lines
+        ]
     missing = [name for name in required if name not in chosen]
     unread = [fits[pair].unread for pair in chosen.items() if fits[pair].share < FITS]
     # A column that is called like it and will not do still tells what table this is.
@@ -125,13 +131,26 @@ def guess(look: Look, table: tables.Table) -> Guess:
     return Guess(
         table.name,
         look.origin,
-        [Line("from", look.origin), *_options(look, how, "".join(unread[:1]))],
-        [_line(column, chosen.get(column.name, ""), fits, used) for column in shown],
+        [Line("from", look.origin), *_options(look, how, "".join(unread[:1]), doubt)],
+        lines,
         missing,
         len(required) - len(missing),
         [own for own in look.source.rows.columns if own not in used],
         has - lacks + 2 * _named(look.origin, table),
     )
+
+
+def _is_total(look: Look, chosen: dict[str, str]) -> bool:
+    """Tell whether the amount never differs between lines of one receipt, as a total would not."""
+    receipt, amount = chosen.get("transaction_id"), chosen.get("amount")
+    if not receipt or amount not in look.sample.columns:
+        return False
+    rows = look.sample.filter(look.sample[receipt].notnull())
+    each = rows.group_by(receipt).aggregate(lines=rows.count(), amounts=rows[amount].nunique())
+    several = each.filter(each.lines > 1)
+    found = several.aggregate(n=several.count(), most=several.amounts.max()).to_pyarrow()
+    [seen] = found.to_pylist()
+    return bool(seen["n"] and seen["most"] == 1)
 
 
 def _line(column: tables.Column, own: str, fits: Fits, used: set[str]) -> Line:
@@ -151,9 +170,10 @@ def _line(column: tables.Column, own: str, fits: Fits, used: set[str]) -> Line:
     return Line(column.name, own, f"unsure: {'; '.join(doubts)}" if doubts else "")
 
 
-def _options(look: Look, how: reading.Reading, unread: str) -> list[Line]:
+def _options(look: Look, how: reading.Reading, unread: str, doubt: str) -> list[Line]:
     """Return how the text of a file is written, as far as it is not written as most are."""
-    lines = [Line("decimal", how.decimal)] if how.decimal != "." else []
+    unsure = f"unsure: {doubt}" if doubt else ""
+    lines = [Line("decimal", how.decimal, unsure)] if how.decimal != "." or doubt else []
     if how.date_format or unread:
         hint = "" if how.date_format else f"missing: {reading.date_hint(unread, used='')}"
         lines.append(Line("date_format", how.date_format, hint))
@@ -220,8 +240,8 @@ def how_usual(own: str, column: tables.Column) -> float:
     return PART if inner & set(parts) else 0
 
 
-def _fits(look: Look, table: tables.Table) -> tuple[reading.Reading, Fits]:
-    """Return how the table is read, and what might be which column."""
+def _fits(look: Look, table: tables.Table) -> tuple[reading.Reading, Fits, str]:
+    """Return how the table is read, what might be which column, and a doubt about decimals."""
     owns, named = look.sample.columns, _named(look.origin, table)
     usual = {(c, own): rate for c in table.columns for own in owns if (rate := how_usual(own, c))}
     if named and len(table.key) == 1:
@@ -237,9 +257,14 @@ def _fits(look: Look, table: tables.Table) -> tuple[reading.Reading, Fits]:
     text = {o for o in owns if look.source.is_file and look.sample[o].type().is_string()}
     numbers = tuple(own for c, own in usual if own in text and c.kind in NUMBERS)
     days = tuple(own for c, own in usual if own in text and c.kind in DAYS)
+    small, doubt = {own for c, own in usual if c.within}, ""
+    try:
+        decimal = files.guess_decimal(look.sample, numbers, small)
+    except DataError as error:
+        decimal, doubt = ".", str(error)
     how = reading.Reading(
         table.name, look.source.label, look.origin, "duckdb", look.source.is_file, "UTC",
-        decimal=files.guess_decimal(look.sample, numbers), date_format=_date_format(look, days),
+        decimal=decimal, date_format=_date_format(look, days),
     )  # fmt: skip
     fits = {(c.name, own): _fit(look, own, c, table, how, rate) for (c, own), rate in usual.items()}
     for name, price in [pair for pair in fits if pair[0] == UNIT_PRICE.name]:
@@ -247,7 +272,7 @@ def _fits(look: Look, table: tables.Table) -> tuple[reading.Reading, Fits]:
         for own, fit in [(own, fit) for (n, own), fit in fits.items() if n == "quantity"]:
             share, why = min(fit.share, each.share), fit.why or each.why
             fits["amount", f"{own} * {price}"] = Fit(PRODUCT, share, why)
-    return how, fits
+    return how, fits, doubt
 
 
 @lru_cache(maxsize=4)  # the tables of the contract ask for much the same

@@ -58,6 +58,9 @@ class Proposal:
             lines += [f"\n[tables.{one.table}]", *map(str, one.options)]
             lines += [f"\n[tables.{one.table}.columns]", *map(str, one.columns)]
             lines += [comment(f"no place for: {', '.join(one.unused)}")] * bool(one.unused)
+            if one.unused and one.table == "customers":
+                flags = '[tables.consents] flags = { email = "the column" }'
+                lines.append(comment(f"where one says yes or no to being contacted: {flags}"))
         lines += ["", *(comment(f"not used: {note}") for note in self.notes)]
         return "\n".join(lines).rstrip() + "\n"
 
@@ -82,7 +85,12 @@ class Review:
 
     def __str__(self) -> str:
         """Print it, with what to do for a first page."""
-        lines = [*map(str, self.checks), *self.broken, ""]
+        return "\n".join([*map(str, self.checks), *self.broken, "", self.possible])
+
+    @property
+    def possible(self) -> str:
+        """Which reports can run, which lack what, and what to do for a first page."""
+        lines = []
         if "transactions" not in {check.table for check in self.checks}:
             lines += ["No table of receipts (transactions) can be used, so no report can run."]
         for name, lacks in self.reports.items():
@@ -178,7 +186,10 @@ def _place(source: str, folder: Path) -> tuple[str, str]:
     """Return the URL as shop.toml may say it, and the file in it where only one is asked for."""
     if kind := engines.scheme(source):
         return (source if kind == "spark" else _without_password(source)), ""
-    place, home = Path(source).expanduser().resolve(), folder.resolve()
+    try:
+        place, home = Path(source).expanduser().resolve(), folder.resolve()
+    except RuntimeError:
+        raise UsageError(f"{source}: there is no such user's home.") from None
     if re.search("[\ud800-\udfff]", str(place)):
         raise UsageError(f"The name {ascii(str(place))} is no UTF-8: rename it.")
     if not place.exists():

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from crmlab.tables import CONTRACT, Column, DataError
+from crmlab import files
+from crmlab.tables import CONTRACT, NO, YES, Column, DataError
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
 
+    from crmlab.engines import Source
+    from crmlab.settings import TableSettings
+
 ISO_DAY = r"^[0-9]{4}[-/][0-9]{1,2}[-/][0-9]{1,2}"
 ISO_TIME = r"[T ][0-9]{1,2}:[0-9]{2}(:[0-9]{2}([.][0-9]+)?)?"
-YES, NO = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 
 
 @dataclass(frozen=True)
@@ -37,25 +41,77 @@ class Reading:
     tidy: frozenset[str] = frozenset()  # text columns in which the check found nothing to trim
 
 
+@contextmanager
+def told(table: str, source: str) -> Iterator[None]:
+    """Say of which table a sentence is, and where its answer belongs."""
+    try:
+        yield
+    except DataError as error:
+        message = f"Table '{table}' ({source}): {error}, under [tables.{table}] in shop.toml."
+        raise DataError(message) from None
+
+
+def renamed(source: Source, table: str, setting: TableSettings) -> ir.Table:
+    """Rename a source's columns to the contract's; nowhere else are columns renamed.
+
+    `amount = "quantity * price"` is the product of two columns, for logs that hold no amount.
+    """
+    rows = source.rows
+    found, columns = list(rows.columns), {}
+    for name, own in setting.columns.items():
+        factors = [part.strip() for part in own.split(" * ")]
+        if not own:
+            continue  # channel = "": not to be used, whatever it holds
+        if own in found:
+            columns[name] = rows[own]
+        elif len(factors) == 2 and set(factors) <= set(found):
+            if not source.is_file and any(rows[factor].type().is_string() for factor in factors):
+                raise DataError(
+                    f"Table '{table}' ({source.label}): {own} multiplies text. A database is not "
+                    "parsed: make a view that holds numbers."
+                )
+            with told(table, source.label):
+                decimal = setting.decimal or files.guess_decimal(rows, factors)
+                one, other = (as_number(rows[factor], decimal) for factor in factors)
+            columns[name] = one * other
+        else:
+            raise DataError(
+                f"shop.toml renames {own!r} of table '{table}', but "
+                f"{source.label} has no such column. It has: {', '.join(found)}."
+            )
+    taken = {name.lower() for name in setting.columns}
+    used = {name.lower() for name in setting.columns.values()}
+    # What another column takes the name of still tells one line from another.
+    keep = {
+        f"not used: {name}" if name.lower() in taken else name: rows[name]
+        for name in found
+        if name.lower() not in used
+    }
+    return rows.select(**keep, **columns)
+
+
 def blank_to_null(value: ir.Value) -> ir.Value:
     """Return text without blanks around it, and null where there is nothing.
 
     Not a number in a column of fractions is how pandas writes nothing. Text is trimmed
     only where it needs to be: trimming every id of a log takes as long as all else in a summary.
     """
-    from ibis.expr import datatypes
-
     if value.type().is_floating():
         return value.isnan().ifelse(None, value)
     if not value.type().is_string():
         return value
-    trimmed = engine_function("trim", [datatypes.string], datatypes.string)(value).nullif("")
+    blanks = "[\\s\u00a0]+"
+    trimmed = value.re_replace(f"^{blanks}|{blanks}$", "").nullif("")
     return is_padded(value).ifelse(trimmed, value)
 
 
 def is_padded(text: ir.Value) -> ir.Value:
     """Tell whether text is empty, or has a blank before or behind it."""
-    return text.like(" %") | text.like("% ") | (text == "")
+    import ibis
+
+    blanks = (" ", "\t", "\u00a0")
+    likes = [text.like(like) for blank in blanks for like in (f"{blank}%", f"%{blank}")]
+    return ibis.or_(text == "", *likes)
 
 
 def typed(value: ir.Value, column: Column, reading: Reading) -> ir.Value:
@@ -127,10 +183,16 @@ def _number(value: ir.Value, column: Column, reading: Reading) -> ir.Value:
 
 
 def as_number(value: ir.Value, decimal: str) -> ir.Value:
-    """Return a number as it is, and text as one where it can be read as one."""
-    if not value.type().is_string():
-        return value
-    return _plain_number(blank_to_null(value), decimal).try_cast("decimal(18, 4)")
+    """Return a number wide enough to be multiplied, and text as one where it can be read as one.
+
+    Raises `DataError` for what is neither.
+    """
+    found = value.type()
+    if found.is_string():
+        return _plain_number(blank_to_null(value), decimal).try_cast("decimal(19, 8)")
+    if not found.is_numeric() or found.is_boolean():
+        raise DataError(f"Column '{value.get_name()}' holds {found}, which is no number.")
+    return value.cast("int64").cast("decimal(19, 0)") if found.is_integer() else value
 
 
 def _plain_number(value: ir.Value, decimal: str) -> ir.Value:
@@ -184,10 +246,11 @@ def _parsed(value: ir.Value, reading: Reading) -> ir.Value:
         return _wall_clock(strptime(value, reading.date_format).cast(instant), reading)
     if reading.date_format:
         timed = strptime(value, reading.date_format)
-        day, *clock = re.split(r"[ T,]*%[HIc]", reading.date_format, maxsplit=1)
-        if not clock or not day:
+        if not re.search(r"%-?[HIMSfgncXp]", reading.date_format):
             return timed
-        return _to_shop(timed, reading).coalesce(strptime(value, day))
+        timed = _to_shop(timed, reading)
+        day, *clock = re.split(r"[ T,]*%-?[HI]", reading.date_format, maxsplit=1)
+        return timed.coalesce(strptime(value, day)) if day and clock else timed
     # Nothing but ISO is read without a format: 01/02/2024 and 10:00 PM need one.
     timed = value.re_search(ISO_DAY + ISO_TIME + "$")
     zoned = value.re_search(ISO_DAY + ISO_TIME + r" ?(Z|[+-][0-9]{2}(:?[0-9]{2})?)$")
@@ -322,6 +385,11 @@ def date_hint(example: str, *, used: str) -> str:
     """
     if used:
         return f'The date_format = "{used}" does not fit it'
+    if named := re.match(r"\d{1,2}([ -])[A-Za-z]{3}[ -]\d{4}", example):
+        return f'Say how dates look, such as date_format = "%d{named[1]}%b{named[1]}%Y"'
+    if re.fullmatch(r"\d{8}", example):
+        form = "%Y%m%d" if example[:2] in ("19", "20") else "%d%m%Y"
+        return f'Say how dates look, such as date_format = "{form}"'
     found = re.match(
         r"(\d{1,4})([./ -]?)(\d{1,2})\2(\d{4}|\d{2})(?:([ T])\d{1,2}:\d{2}(:\d{2})?)?", example
     )

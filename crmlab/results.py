@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
@@ -74,9 +75,11 @@ class Numbers:
             return self.money(value, 0 if abs(value) >= 1_000 else None)
         digits = 2 - math.floor(math.log10(abs(value))) % 3
         rounded = float(f"{value:.3g}")
-        return format_compact_currency(
+        text = format_compact_currency(
             rounded, self.currency, locale=self.locale, fraction_digits=digits
         )
+        # Some languages have no short word for a thousand; the digits then need their marks.
+        return self.money(rounded, 0) if re.search(r"\d{4}", text) else text
 
     def percent(self, value: float, digits: int = 1, *, signed: bool = False) -> str:
         """Print a share of 1 as percent; `signed` shows the plus too."""

@@ -124,7 +124,7 @@ def read(name: str | Path) -> ShopSettings:
             f"No shop '{text}': {path} does not exist.{there}{tables.did_you_mean(text, known)}"
         )
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -200,7 +200,7 @@ def _section(path: Path, section: str, given: object, known: Mapping[str, type])
     """Return a table of the TOML file, each key one of `known` and each value of its type."""
     where = f"[{section}] " if section else ""
     if not isinstance(given, dict):
-        raise DataError(f"{path}: [{section}] is {given!r}; it must be a table of settings.")
+        raise DataError(f"{path}: [{section}] must be a table of settings, not a single value.")
     for key, value in given.items():
         if key not in known:
             raise DataError(
@@ -209,7 +209,8 @@ def _section(path: Path, section: str, given: object, known: Mapping[str, type])
             )
         if type(value) is not known[key]:
             words = {str: "text", int: "a whole number", list: "a list", dict: "a table"}
-            raise DataError(f"{path}: {where}{key} is {value!r}; it must be {words[known[key]]}.")
+            found = "" if key in ("url", "source") else f"is {value!r}; it "  # maybe a password
+            raise DataError(f"{path}: {where}{key} {found}must be {words[known[key]]}.")
     return dict(given)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from crmlab import checks, engines, files, reading, results, settings, tables
 from crmlab.checks import TableCheck
 from crmlab.engines import Source, readable
-from crmlab.settings import Policy, ShopSettings, TableSettings, home, shop_names
+from crmlab.settings import Policy, ShopSettings, home, shop_names
 from crmlab.tables import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -69,6 +69,10 @@ class Shop:
                 + tables.did_you_mean(name, tables.CONTRACT)
             )
         self.check(name)
+        source = self._source(tables.CONTRACT[name])
+        with readable(name, source.label):
+            if not source.text and source.stamp() != self._stamps[name]:
+                raise DataError(f"{source.label} has changed since it was checked: start again.")
         return self._used(tables.CONTRACT[name])
 
     def landed(self, rows: ir.Table, name: str) -> ir.Table:
@@ -178,6 +182,10 @@ class Shop:
     def _sources(self) -> dict[str, Source]:
         return {}
 
+    @cached_property
+    def _stamps(self) -> dict[str, list[tuple[int, int]]]:
+        return {}
+
     def _source(self, table: tables.Table) -> Source:
         """Return the table as its source holds it, under the contract's names."""
         if table.name not in self._sources:
@@ -186,7 +194,8 @@ class Shop:
                 source = self._consents_from_flags(setting.flags)
             else:
                 source = engines.open_table(table.name, setting, self.engines, self.settings.folder)
-            renamed = _renamed(source.rows, table.name, setting, source.label)
+            self._stamps[table.name] = source.stamp()
+            renamed = reading.renamed(source, table.name, setting)
             tables.require_columns(table, list(renamed.columns), where=source.label)
             self._sources[table.name] = replace(source, rows=renamed)
         return self._sources[table.name]
@@ -220,8 +229,10 @@ class Shop:
                 found = [table.column(name) for name in self._found(table)]
                 dates = [c.name for c in found if c.kind in ("timestamp", "date")]
                 numbers = [c.name for c in found if c.kind in (tables.MONEY, "float64")]
+                small = [c.name for c in found if c.within]
                 date_format = date_format or files.guess_dates(source.rows, dates)
-                decimal = decimal or files.guess_decimal(source.rows, numbers)
+                with reading.told(table.name, source.label):
+                    decimal = decimal or files.guess_decimal(source.rows, numbers, small)
             self._readings[table.name] = reading.Reading(
                 table=table.name,
                 source=source.label,
@@ -243,6 +254,7 @@ class Shop:
         raw, how, found = self._source(table).rows, self._reading(table), self._found(table)
         earlier = {}
         if self._drops_equal(table):
+            # Of all that the source has, the columns too that are not used.
             number = ibis.row_number().over(group_by=list(raw.columns), order_by=raw.columns[0])
             raw = raw.mutate(earlier_equal_lines=number)
             earlier = {"earlier_equal_lines": raw.earlier_equal_lines}
@@ -388,32 +400,6 @@ class Shop:
             total = alone.rows.sum().to_pyarrow().as_py()
             counts[tables.no_partner(column, partner)] = int(total or 0)
         return counts
-
-
-def _renamed(rows: ir.Table, table: str, setting: TableSettings, where: str) -> ir.Table:
-    """Rename a source's columns to the contract's; nowhere else are columns renamed.
-
-    `amount = "quantity * price"` is the product of two columns, for logs that hold no amount.
-    """
-    found, columns = list(rows.columns), {}
-    for name, own in setting.columns.items():
-        factors = [part.strip() for part in own.split(" * ")]
-        if not own:
-            continue  # channel = "": not to be used, whatever it holds
-        if own in found:
-            columns[name] = rows[own]
-        elif len(factors) == 2 and set(factors) <= set(found):
-            decimal = setting.decimal or files.guess_decimal(rows, factors)
-            one, other = (reading.as_number(rows[factor], decimal) for factor in factors)
-            columns[name] = one * other
-        else:
-            raise DataError(
-                f"shop.toml renames {own!r} of table '{table}', but "
-                f"{where} has no such column. It has: {', '.join(found)}."
-            )
-    taken = {name.lower() for pair in setting.columns.items() for name in pair}
-    keep = {name: rows[name] for name in found if name.lower() not in taken}
-    return rows.select(**keep, **columns)
 
 
 def _read_as(source: Source, how: reading.Reading) -> str:

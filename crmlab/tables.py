@@ -20,6 +20,15 @@ class UsageError(Exception):
     """What was asked for does not exist: a shop, a report, a parameter, a setting."""
 
 
+# What a text may say for yes and no, in any case.
+YES, NO = (
+    tuple(words.split())
+    for words in (
+        "true t yes y 1 on ja j wahr oui vrai sí si s sim verdadero vero tak da да так 是 はい",
+        "false f no n 0 off nein falsch non faux não nao falso nie нет ні 否 いいえ",
+    )
+)
+
 Kind = Literal["string", "timestamp", "date", "decimal(18, 4)", "float64", "boolean"]
 Severity = Literal["set aside", "kept"]
 
@@ -358,7 +367,11 @@ CONTRACT: dict[str, Table] = {
 
 def dictionary() -> str:
     """Return the table dictionary as Markdown: what data/README.md holds."""
-    parts = []
+    parts = [
+        "In a file a number is digits and one decimal mark, with marks between thousands or",
+        f"without, and no currency. A boolean is yes for {', '.join(YES)};",
+        f"no for {', '.join(NO)}.\n",
+    ]
     for table in CONTRACT.values():
         parts.append(f"## {table.name}\n\nOne row is {table.meaning}.\n")
         parts.append("| column | type | | meaning |\n|---|---|---|---|")

@@ -65,7 +65,8 @@ def test_check_prints_the_counts_and_where_the_rows_set_aside_are(crmlab):
     done = crmlab("check", "dirty")
     assert done.returncode == 0
     assert re.search(r" 1 +1.00  set aside: purchased_at unreadable, such as 'never'", done.stdout)
-    assert done.stdout.strip().endswith("reports/private/dirty/set_aside/transactions.parquet")
+    assert "reports/private/dirty/set_aside/transactions.parquet\n" in done.stdout
+    assert "report clv " in done.stdout
     assert stat.S_IMODE((crmlab.home / "reports" / "private").stat().st_mode) == 0o700
 
 

@@ -383,7 +383,8 @@ ERRORS = {
     "a password with a slash": (("shop", "postgresql://a:se/cret@h/d"), 2, "cannot be read"),
     "a password with a bracket": (("shop", "postgresql://a:se[cret@h?x@y/d"), 2, "cannot be read"),
     "a password behind": (("shop", "postgresql://a@h/d?password=secret"), 2, "cannot be read"),
-    "a connection string": (("shop", "host=h password=secret"), 2, "A database is written like"),
+    "a connection string": (("shop", "host=h password=secret"), 2, "looks like postgresql:"),
+    "nobody's home": (("shop", "~nobody-at-all/x"), 2, "no such user's home"),
     "a variable that is not set": (("shop", "postgresql://a:${NO}@h/d"), 2, "no variable NO"),
     "a currency that is none": (("shop", "{csv}", "--currency", "EURO"), 2, "currency 'EURO'"),
     "a locale that is none": (("shop", "{csv}", "--locale", "xx_YY"), 2, "locale 'xx_YY'"),
@@ -407,6 +408,23 @@ def test_what_goes_wrong_is_one_sentence_and_leaves_no_shop(project, tmp_path, w
     assert said in done.output
     assert "cret" not in done.output
     assert not list((project / "data").iterdir())
+
+
+def test_an_amount_that_repeats_on_the_lines_of_a_receipt_may_be_its_total(project, tmp_path):
+    (tmp_path / "orders.csv").write_text(
+        "order_id,customer_id,order_date,product,quantity,order_total\n"
+        "1,a,2024-01-13,x,2,17\n1,a,2024-01-13,y,1,17\n2,b,2024-01-14,y,1,7\n"
+    )
+    found = proposals.propose("shop", str(tmp_path / "orders.csv"))
+    assert any("is it the receipt's total" in line for line in found.unsure), found.unsure
+
+
+def test_numbers_that_may_be_thousands_are_marked(project, tmp_path):
+    (tmp_path / "orders.csv").write_text(
+        "customer_id;order_date;total\na;2024-01-13;1.250\nb;2024-01-14;980\n"
+    )
+    found = proposals.propose("shop", str(tmp_path / "orders.csv"))
+    assert any('decimal = "."' in line and "unsure" in line for line in found.unsure)
 
 
 def test_a_shop_that_is_there_is_never_overwritten(project, tmp_path):

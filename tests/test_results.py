@@ -28,6 +28,8 @@ US, DE = Numbers("en_US", "USD"), Numbers("de_DE", "EUR")
         (US.short_money(-29_480), "-$29.5K"),
         (US.short_money(6_993.56), "$6,994"),
         (US.short_money(12.5), "$12.50"),
+        (DE.short_money(259_123), "259.000\xa0€"),
+        (DE.short_money(1_234_567), "1,23\xa0Mio.\xa0€"),
         (US.percent(0.1234), "12.3%"),
         (US.percent(-0.143, signed=True), "−14.3%"),
         (US.percent(0.02, 0, signed=True), "+2%"),

@@ -287,6 +287,34 @@ def test_consents_from_flags_are_given_only_where_nothing_speaks_against_it(make
     assert check.examples["status none of given, withdrawn"] in ("perhaps", "maybe")
 
 
+URLS = {
+    "another kind": "jdbc:postgresql://reader:sec/ret@db/retail",
+    "one slash": "postgresql:/u:secret@h/d",
+    "a blank before": " postgresql://u:secret@h/d",
+    "words": "host=h password=secret",
+    "a number sign": "postgresql://ann:sec#ret@127.0.0.1:1/d",
+    "a question mark": "postgresql://ann:sec?ret@127.0.0.1:1/d",
+    "a slash": "postgresql://ann:sec/ret@127.0.0.1:1/d",
+    "an at sign": "postgresql://ann:x@secret@127.0.0.1:1/d",
+    "a bracket": "postgresql://ann:sec[ret@127.0.0.1:1/d",
+    "a sign of more than one letter": "postgresql://ann:sec℀ret@127.0.0.1:1/d",
+    "an option": "postgresql://ann@127.0.0.1:1/d?password=sec@ret",
+}
+
+
+@pytest.mark.parametrize("url", URLS.values(), ids=URLS)
+@pytest.mark.parametrize(
+    "setting", ['[source]\nurl = "{}"', 'source = "{}"', '[tables.transactions]\nfrom = "{}"']
+)
+def test_no_url_that_is_written_wrong_shows_its_password(make_shop, url, setting):
+    with pytest.raises(DataError) as found:
+        make_shop(None, setting.format(url)).check()
+    said = str(found.value).lower()
+    assert "sec" not in said.replace("second", "")
+    assert "ret@" not in said
+    assert "retail" not in said
+
+
 def test_what_one_run_found_tidy_is_trimmed_where_it_is_not(make_shop):
     """Text that needs no trimming is not trimmed again, and this must never change an answer."""
     tidy = make_shop("customer_id,purchased_at,amount\na,2024-01-01,1\na,2024-01-02,2\n")
