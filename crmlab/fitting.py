@@ -1,186 +1,44 @@
-"""Fit BG/NBD and Gamma-Gamma to a summary, and forecast each customer."""
+"""Fit models of purchases and of spend to a summary by maximum likelihood."""
 
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from crmlab import results, tables
+from crmlab.forecasts import KEYS, TITLES, ClvModel, Estimates, Spend, check_range
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
     import pandas as pd
 
-    from crmlab.models import Array
+    from crmlab.models import Array, PurchaseModel
 
-MODELS = {"bgnbd": "BG/NBD"}
 # Fewer repeat customers than this leave four parameters to chance.
 MIN_REPEAT_CUSTOMERS = 30
+# What two more parameters must add to the log-likelihood: half the 95 % point of chi-squared (2).
+LEAST_GAIN = 3.0
+FEW = 20_000  # unique rows that a fit starts with; the rest only move it a little
 
-
-@dataclass(frozen=True)
-class Spend:
-    """Gamma-Gamma: how the mean value of a purchase differs between customers.
-
-    `p`, `q` and `v` as in Fader and Hardie (2013), note 025, in shop currency;
-    `customers` counts the repeat customers it was fitted on.
-    """
-
-    p: float
-    q: float
-    v: float
-    customers: int
-
-    @property
-    def population_mean(self) -> float:
-        """Mean value of a purchase of a customer of whom nothing is known; infinite if q <= 1."""
-        return self.p * self.v / (self.q - 1) if self.q > 1 else float("inf")
-
-
-@dataclass(frozen=True, eq=False)
-class ClvModel:
-    """A fitted model of purchases, and of spend.
-
-    Parameters and log-likelihood are in units of `days_per_unit` days; horizons are always days.
-    `notes` say what the log cannot show.
-    """
-
-    model: str
-    parameters: dict[str, float]
-    log_likelihood: float
-    covariance: pd.DataFrame
-    spend: Spend
-    days_per_unit: float
-    as_of: dt.date
-    customers: int
-    notes: tuple[str, ...] = ()
-
-    def predict(
-        self,
-        summary: ir.Table,
-        *,
-        horizon_days: int = 365,
-        annual_discount_rate: float = 0.1,
-        margin: float,
-    ) -> ir.Table:
-        """Forecast every customer of a summary.
-
-        Parameters
-        ----------
-        summary : ibis table as `customers.summary` gives it
-        horizon_days : int, how far to look ahead
-        annual_discount_rate : float, a share of 1; discounting is continuous
-        margin : float, the share of sales that is profit
-
-        Returns
-        -------
-        ibis table, one row per customer: customer_id; p_alive, the chance of not having dropped
-        out (1 for every one-time buyer under BG/NBD, so no one should be ranked by it);
-        p_purchase, the chance of at least one purchase in the horizon; expected_purchases;
-        expected_value, sales in shop currency; clv, profit discounted to today.
-
-        Raises
-        ------
-        UsageError if horizon, rate or margin is out of range
-
-        Notes
-        -----
-        Fader, Hardie and Lee (2005), Marketing Science 24, equation 10; value of a purchase:
-        Fader and Hardie (2013), note 025, equation 5.
-        """
-        _check_range("horizon_days", horizon_days, 1, 20 * 366)
-        _check_range("annual_discount_rate", annual_discount_rate, 0, 10)
-        _check_range("margin", margin, 0, 1)
-        import ibis
-        import numpy as np
-
-        from crmlab import models
-
-        keys = ["frequency", "recency", "T"]
-        unique = summary.select(*keys).distinct().to_pandas()
-        x, t_x, T = (unique[key].to_numpy(float) for key in keys)
-        t_x, T, t = t_x / self.days_per_unit, T / self.days_per_unit, self.units(horizon_days)
-        alive = models.p_alive(self.parameters, x, t_x, T)
-        purchases = models.conditional_purchases(self.parameters, x, t_x, T, t)
-        # Integrating by parts: the discounted purchases from E[Y(t)] alone, by Gauss-Legendre.
-        rate = np.log1p(annual_discount_rate) * self.days_per_unit / 365
-        nodes, weights = np.polynomial.legendre.leggauss(12)
-        discounted = np.exp(-rate * t) * purchases
-        for at, weight in zip((nodes + 1) * t / 2, weights * t / 2, strict=True):
-            value = models.conditional_purchases(self.parameters, x, t_x, T, at)
-            discounted += rate * weight * np.exp(-rate * at) * value
-        forecast = ibis.memtable(
-            unique.assign(
-                p_alive=alive,
-                p_purchase=models.p_purchase(self.parameters, x, t_x, T, t),
-                expected_purchases=purchases,
-                discounted_purchases=discounted,
-            )
-        )
-        rows = summary.inner_join(forecast, keys)
-        value = self._value_of_a_purchase(rows)
-        return rows.select(
-            "customer_id",
-            "p_alive",
-            "p_purchase",
-            "expected_purchases",
-            expected_value=rows.expected_purchases * value,
-            clv=rows.discounted_purchases * value * margin,
-        )
-
-    def units(self, days: Any) -> Any:
-        """Return a number of days, or an array of them, in the parameters' unit."""
-        return days / self.days_per_unit
-
-    def _value_of_a_purchase(self, rows: ir.Table) -> ir.Value:
-        """Return E[M | frequency, monetary value]; who never came back counts as average."""
-        spend, x = self.spend, rows.frequency.cast("float64")
-        known = spend.p * (spend.v + x * rows.monetary_value.fill_null(0.0))
-        usable = (rows.frequency > 0) & (rows.monetary_value > 0)
-        return usable.ifelse(known / (spend.p * x + spend.q - 1), spend.population_mean)
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return the parameters: one row each, with estimate and standard error."""
-        import numpy as np
-        import pandas as pd
-
-        variances = np.diag(self.covariance.to_numpy())
-        # A negative one comes of a likelihood that is flat to the last digits.
-        spread = np.sqrt(np.where(variances > 0, variances, np.nan))
-        errors = dict(zip(self.parameters, spread, strict=True))
-        rows = [(MODELS[self.model], k, v, errors[k]) for k, v in self.parameters.items()]
-        spend = {"p": self.spend.p, "q": self.spend.q, "v": self.spend.v}
-        rows += [("Gamma-Gamma", name, value, float("nan")) for name, value in spend.items()]
-        return pd.DataFrame(rows, columns=["model", "parameter", "estimate", "standard_error"])
-
-    def _repr_html_(self) -> str:
-        numbers = results.Numbers()
-        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
-        return notes + results.html_table(
-            self.to_frame(),
-            title=f"{MODELS[self.model]} on {numbers.number(self.customers)} customers as of "
-            f"{self.as_of}, log-likelihood {numbers.number(self.log_likelihood, 3)}, "
-            f"unit {self.days_per_unit:g} days",
-            formats=dict.fromkeys(
-                ("estimate", "standard_error"), lambda value: numbers.number(value, 4)
-            ),
-            headings={"standard_error": "standard error"},
-        )
+# Of the logarithms of the parameters: value, gradient and, where it is asked for, the Hessian.
+Derivatives: TypeAlias = "Callable[[Array, bool], tuple[float, Array, Array]]"
 
 
 def fit(summary: ir.Table, *, model: str = "bgnbd", days_per_unit: float = 7) -> ClvModel:
     """Fit a model of purchases, and Gamma-Gamma for their value, by maximum likelihood.
 
+    Where the log does not show that customers stop, the model is NBD instead, and says so.
+
     Parameters
     ----------
     summary : ibis table as `customers.summary` gives it
-    model : "bgnbd" (Fader, Hardie and Lee 2005, Marketing Science 24)
+    model : "bgnbd", "mbgnbd", "paretonbd" or "nbd"; their publications stand in `models`
     days_per_unit : float, days in the parameters' unit of time; 7 as in the literature
 
     Raises
@@ -192,92 +50,329 @@ def fit(summary: ir.Table, *, model: str = "bgnbd", days_per_unit: float = 7) ->
 
     from crmlab import models
 
-    _check_range("days_per_unit", days_per_unit, 0.001, 10_000)
-    if model not in MODELS:
-        raise tables.UsageError(f"There is no model {model!r}; choose one of {list(MODELS)}.")
-    keys = ["frequency", "recency", "T"]
+    check_range("days_per_unit", days_per_unit, 0.001, 10_000)
+    if model not in TITLES:
+        raise tables.UsageError(
+            f"There is no model {model!r}; choose one of {', '.join(TITLES)}."
+            + tables.did_you_mean(str(model), TITLES)
+        )
+    keys = list(KEYS)
     rows = summary.group_by(keys).aggregate(customers=summary.count()).order_by(keys).to_pandas()
-    weights = rows["customers"].to_numpy(float)
-    repeaters = int(weights[rows["frequency"].to_numpy() > 0].sum())
+    x, t_x, T, weights = (rows[key].to_numpy(float) for key in [*keys, "customers"])
+    repeaters = int(weights[x > 0].sum())
     if repeaters < MIN_REPEAT_CUSTOMERS:
         raise tables.DataError(
             f"Only {repeaters} of {int(weights.sum())} customers came back for a second purchase; "
             f"a lifetime value needs at least {MIN_REPEAT_CUSTOMERS}. Take a longer log or a later "
             "as_of."
         )
-    x, t_x, T = (rows[key].to_numpy(float) for key in keys)
-    t_x, T = t_x / days_per_unit, T / days_per_unit
-    parameters = _lifetimes_fit("BetaGeoFitter", ("r", "alpha", "a", "b"), x, t_x, T, weights)
-    notes = []
-    if not parameters:
-        scale = float(np.median(T[T > 0])) if (T > 0).any() else 1.0
-        start = {"r": 0.5, "alpha": scale / 4, "a": 1.0, "b": 3.0}
-        parameters = _bounded_fit(
-            lambda values: models.log_likelihood(values, x, t_x, T), start, weights
-        )
-        notes.append(
-            f"{MODELS[model]}: no maximum at finite parameters, so they were held within 1,000 "
-            "times a usual value. How customers differ, in how often they buy or in when they "
-            "stop, does not show in this log. Forecasts are usable if the hold-out check says so; "
-            "standard errors there are none."
-        )
+    data = (x, t_x / days_per_unit, T / days_per_unit, weights)
+    estimates, total, notes = _fit_purchases(models.MODELS["nbd"], data, (0.5, _mean_gap(data)))
+    chosen = "nbd"
+    if model != "nbd":
+        start = tuple(estimates.parameters.values())
+        richer = _fit_purchases(models.MODELS[model], data, start)
+        if richer[1] - total < LEAST_GAIN:
+            notes += (
+                f"That customers stop buying for good does not show in this log: {TITLES[model]} "
+                f"fits it no better than NBD, in which no one ever stops (log-likelihoods "
+                f"{richer[1]:.2f} and {total:.2f}). So NBD is used, and its forecasts are too high "
+                "wherever customers do stop.",
+            )
+        else:
+            chosen, (estimates, total, notes) = model, richer
     spend, spend_notes = _fit_spend(summary)
     newest = summary.order_by(summary["T"], summary.customer_id).limit(1).to_pandas().iloc[0]
     return ClvModel(
-        model=model,
-        parameters=parameters,
-        log_likelihood=float(weights @ models.log_likelihood(parameters, x, t_x, T)),
-        covariance=_covariance(parameters, x, t_x, T, weights) * (np.nan if notes else 1),
+        model=chosen,
+        estimates=estimates,
+        log_likelihood=total,
         spend=spend,
-        notes=(*notes, *spend_notes),
         days_per_unit=days_per_unit,
         as_of=tables.day(newest["first_purchase"]) + dt.timedelta(days=int(newest["T"])),
         customers=int(weights.sum()),
+        fingerprint=hashlib.sha256(np.array([x, t_x, T, weights]).tobytes()).hexdigest()[:16],
+        notes=(*notes, *spend_notes),
+    )
+
+
+def _mean_gap(data: tuple[Array, Array, Array, Array]) -> float:
+    """Return a first guess of alpha for r = .5: half of the time seen per repeat purchase."""
+    x, _, T, weights = data
+    return max(0.5 * float(weights @ T) / float(weights @ x), 1e-6)
+
+
+def _fit_purchases(
+    formulas: PurchaseModel, data: tuple[Array, Array, Array, Array], nbd: tuple[float, ...]
+) -> tuple[Estimates, float, tuple[str, ...]]:
+    """Return estimates, log-likelihood and notes of a purchase model, starting from NBD's."""
+    import numpy as np
+
+    start = np.log([*nbd, *formulas.guess])
+    if formulas.key == "paretonbd":  # the scale of the time to stopping is one of time
+        start[3] += np.log(max(float(np.median(data[2])), 1e-6))
+    whole = Likelihood(formulas, *data)
+    step = max(1, len(data[0]) // FEW)
+    some = Likelihood(formulas, *(column[::step] for column in data)) if step > 1 else whole
+    logs, found = _maximum(whole.derivatives, some.derivatives, start, float(data[3].sum()))
+    notes: tuple[str, ...] = ()
+    if not found:
+        notes = (
+            f"{formulas.title}: no maximum at finite parameters, so they were held within 1,000 "
+            "times a usual value. How customers differ, in how often they buy or in when they "
+            "stop, does not show in this log. Forecasts are usable if the hold-out check says so; "
+            "standard errors there are none.",
+        )
+    total, _, hessian = whole.derivatives(logs, True)
+    return _estimates(formulas.names, logs, hessian if found else None), total, notes
+
+
+class Likelihood:
+    """The log-likelihood of a purchase model, its special functions evaluated once per pair.
+
+    `weights` counts the customers of each row of x, t_x and T.
+    """
+
+    def __init__(
+        self, formulas: PurchaseModel, x: Array, t_x: Array, T: Array, weights: Array
+    ) -> None:
+        import numpy as np
+
+        self.formulas, self.weights = formulas, weights
+        self.x, place = np.unique(x, return_inverse=True)
+        self.customers = np.bincount(place, weights)
+        self.at_T, self.at_last = _pairs(place, T), _pairs(place, t_x)
+
+    def parts(self, logs: Array) -> tuple[Array, Array, Array]:
+        """Return start, still and stopped of `models`, the last two for each different pair."""
+        import numpy as np
+
+        p = dict(zip(self.formulas.names, np.exp(logs).tolist(), strict=True))
+        (x_T, T, _), (x_last, t_x, _) = self.at_T, self.at_last
+        return (
+            self.formulas.start(p, self.x),
+            self.formulas.still(p, self.x[x_T], T),
+            self.formulas.stopped(p, self.x[x_last], t_x),
+        )
+
+    def derivatives(self, logs: Array, second: bool) -> tuple[float, Array, Array]:
+        """Return the total, its gradient and, if asked for, its Hessian in the logarithms.
+
+        A row's part is the logarithm of a sum of two terms, so its slope is the mean of theirs,
+        weighted by their shares, and its curvature has the variance between them beside the mean.
+        What each term does on its own is found by central differences, once per pair.
+        """
+        import numpy as np
+        from scipy.special import expit
+
+        start, still, stopped = self.parts(logs)
+        place_T, place_last = self.at_T[2], self.at_last[2]
+        first, other = still[place_T], stopped[place_last]
+        total = self.customers @ start + self.weights @ np.logaddexp(first, other)
+        share = expit(first - other)
+        of_T = np.bincount(place_T, self.weights * share, len(still))
+        of_last = np.bincount(place_last, self.weights * (1 - share), len(stopped))
+        some = of_last > 0  # nobody can have stopped before a first repeat purchase
+
+        def fixed(at: Array) -> float:
+            one, two, three = self.parts(at)
+            return float(self.customers @ one + of_T @ two + of_last[some] @ three[some])
+
+        steps = np.eye(len(logs))
+        slopes, gradient = [], []
+        for step in steps * 1e-5:
+            ends = zip(self.parts(logs + step), self.parts(logs - step), strict=True)
+            with np.errstate(invalid="ignore"):
+                one, two, three = (np.nan_to_num((up - down) / 2e-5) for up, down in ends)
+            gradient.append(self.customers @ one + of_T @ two + of_last @ three)
+            slopes.append(two[place_T] - three[place_last])
+        hessian = np.zeros((len(logs), len(logs)))
+        if not second:
+            return float(total), np.array(gradient), hessian
+        steps, middle = steps * 1e-3, fixed(logs)
+        between = self.weights * share * (1 - share)
+        ups = [fixed(logs + step) for step in steps]
+        downs = [fixed(logs - step) for step in steps]
+        for i in range(len(logs)):
+            hessian[i, i] = (ups[i] + downs[i] - 2 * middle) / 1e-6
+            for j in range(i):
+                both = fixed(logs + steps[i] + steps[j]) + fixed(logs - steps[i] - steps[j])
+                alone = ups[i] + downs[i] + ups[j] + downs[j] - 2 * middle
+                hessian[i, j] = hessian[j, i] = (both - alone) / 2e-6
+        return (
+            float(total),
+            np.array(gradient),
+            hessian + np.array([[between @ (one * other) for one in slopes] for other in slopes]),
+        )
+
+
+def _pairs(place: Any, t: Array) -> tuple[Any, Array, Any]:
+    """Return the different pairs of a place and a time, and the place of each row's among them."""
+    import numpy as np
+
+    times, at = np.unique(t, return_inverse=True)
+    found, back = np.unique(place * len(times) + at, return_inverse=True)
+    return found // len(times), times[found % len(times)], back
+
+
+def _maximum(
+    whole: Derivatives, some: Derivatives, start: Array, customers: float
+) -> tuple[Array, bool]:
+    """Return where a likelihood is largest, and whether that is a maximum at finite parameters.
+
+    First on `some` of the rows, with each parameter within 1,000 times its start; then Newton's
+    steps on all of them, which end where another could add nothing.
+    """
+    import numpy as np
+    from scipy.optimize import minimize
+
+    def bounded(derivatives: Derivatives, at: Array) -> Any:
+        def loss(logs: Array) -> tuple[float, Array]:
+            total, gradient, _ = derivatives(logs, False)
+            return -total / customers, -gradient / customers
+
+        bounds = [(value - np.log(1000), value + np.log(1000)) for value in start]
+        options = {"ftol": 1e-14, "gtol": 1e-9, "maxiter": 500}
+        return minimize(loss, at, jac=True, bounds=bounds, method="L-BFGS-B", options=options).x
+
+    logs = bounded(some, start)
+    for _ in range(30):
+        total, gradient, hessian = whole(logs, True)
+        curved = np.linalg.eigvalsh(-hessian).min() > 1e-9 * customers
+        if not curved or np.abs(logs - start).max() > 0.99 * np.log(1000):
+            break
+        step = np.linalg.solve(-hessian, gradient)
+        if gradient @ step < 1e-9:
+            return logs + step, True
+        size = min(1.0, 1 / np.abs(step).max())
+        while whole(logs + size * step, False)[0] < total and size > 1e-3:
+            size /= 2
+        logs = logs + size * step
+    return bounded(whole, logs), False
+
+
+def _estimates(names: tuple[str, ...], logs: Array, hessian: Array | None) -> Estimates:
+    """Return parameters with the inverse of the observed information, if there is any."""
+    import numpy as np
+
+    values = np.exp(logs)
+    covariance = np.full((len(values), len(values)), np.nan)
+    if hessian is not None:
+        # At the maximum the gradient is zero, so the change of variables is the plain Jacobian.
+        covariance = np.linalg.inv(-hessian) * np.outer(values, values)
+    return Estimates(
+        dict(zip(names, values.tolist(), strict=True)), tuple(map(tuple, covariance.tolist()))
     )
 
 
 def _fit_spend(summary: ir.Table) -> tuple[Spend, list[str]]:
-    from crmlab import models
+    import numpy as np
 
     repeat = summary.filter(summary.frequency > 0, summary.monetary_value > 0)
     keys = ["frequency", "monetary_value"]
     rows = repeat.group_by(keys).aggregate(customers=repeat.count()).order_by(keys).to_pandas()
-    counts = rows["customers"].to_numpy(float)
-    if counts.sum() < MIN_REPEAT_CUSTOMERS:
+    x, value, weights = (rows[key].to_numpy(float) for key in [*keys, "customers"])
+    if weights.sum() < MIN_REPEAT_CUSTOMERS:
         raise tables.DataError(
-            f"Only {int(counts.sum())} customers came back and spent more than nothing; the value "
+            f"Only {int(weights.sum())} customers came back and spent more than nothing; the value "
             f"of a purchase needs at least {MIN_REPEAT_CUSTOMERS} of them."
         )
-    x, value = (rows[key].to_numpy(float) for key in keys)
-    parameters = _lifetimes_fit("GammaGammaFitter", ("p", "q", "v"), x, value, counts)
-    notes = []
-    if not parameters:
-        start = {"p": 5.0, "q": 4.0, "v": float(counts @ value / counts.sum())}
-        parameters = _bounded_fit(
-            lambda values: models.spend_log_likelihood(values, x, value), start, counts
-        )
-        notes.append(
-            "Gamma-Gamma: customers do not visibly differ in what they spend, so each is taken to "
-            "spend nearly what all do on average."
-        )
-    p, q, v = parameters["p"], parameters["q"], parameters["v"]
-    if q <= 1:
+    start = np.log([5.0, 4.0, float(weights @ value / weights.sum())])
+    whole, step = spend_derivatives(x, value, weights), max(1, len(x) // FEW)
+    some = spend_derivatives(x[::step], value[::step], weights[::step])
+    logs, found = _maximum(whole, some, start, float(weights.sum()))
+    notes = [] if found else [
+        "Gamma-Gamma: customers do not visibly differ in what they spend, so each is taken to "
+        "spend nearly what all do on average."
+    ]  # fmt: skip
+    estimates = _estimates(("p", "q", "v"), logs, whole(logs, True)[2] if found else None)
+    if (q := estimates.parameters["q"]) <= 1:
         raise tables.DataError(
             f"Gamma-Gamma finds q = {q:.2f}: at q <= 1 the mean value of a purchase is infinite. "
             "Look for a few enormous amounts, or amounts in two currencies."
         )
-    return Spend(p, q, v, int(counts.sum())), notes
+    return Spend(estimates, int(weights.sum())), notes + _dependence(x, value, weights)
 
 
-def _lifetimes_fit(fitter: str, names: tuple[str, ...], *columns: Array) -> dict[str, float]:
-    """Fit by lifetimes; the last column are weights. Empty if it finds no maximum."""
+def spend_derivatives(x: Array, value: Array, weights: Array) -> Derivatives:
+    """Return the Gamma-Gamma log-likelihood of unique rows as a function of log p, log q, log v.
+
+    Fader and Hardie (2013), note 025, equation 1a, with its derivatives.
+    """
+    import numpy as np
+    from scipy.special import gammaln, polygamma, psi
+
+    xs, place = np.unique(x, return_inverse=True)
+    counts, n = np.bincount(place, weights), weights.sum()
+    in_all, of_x = x * value, weights * x
+    constant = of_x @ np.log(in_all)
+    less = weights @ np.log(value)
+
+    def derivatives(logs: Array, second: bool) -> tuple[float, Array, Array]:
+        p, q, v = np.exp(logs)
+        shape, log, inverse = p * xs + q, np.log(in_all + v), 1 / (in_all + v)
+        rows = p * x + q
+        total = counts @ (gammaln(shape) - gammaln(p * xs)) - n * (gammaln(q) - q * np.log(v))
+        total += p * constant - less - (weights * rows) @ log
+        gradient = np.array(
+            [
+                (counts * xs) @ (psi(shape) - psi(p * xs)) + constant - of_x @ log,
+                counts @ psi(shape) - n * (psi(q) - np.log(v)) - weights @ log,
+                n * q / v - (weights * rows) @ inverse,
+            ]
+        ) * np.exp(logs)
+        if not second:
+            return float(total), gradient, np.zeros((3, 3))
+        curve = polygamma(1, shape)
+        pp = (counts * xs**2) @ (curve - polygamma(1, p * xs))
+        pq, qq = (counts * xs) @ curve, counts @ curve - n * polygamma(1, q)
+        pv, qv = -of_x @ inverse, n / v - weights @ inverse
+        vv = (weights * rows) @ inverse**2 - n * q / v**2
+        hessian = np.array([[pp, pq, pv], [pq, qq, qv], [pv, qv, vv]])
+        scale = np.outer(np.exp(logs), np.exp(logs))
+        return float(total), gradient, hessian * scale + np.diag(gradient)
+
+    return derivatives
+
+
+def _dependence(x: Array, value: Array, weights: Array) -> list[str]:
+    """Say where how often customers buy and what they spend go together; Gamma-Gamma has it not."""
+    import numpy as np
+
+    covariance = np.cov(x, np.log(value), fweights=weights.astype(int))
+    if not (np.diag(covariance) > 0).all():
+        return []
+    correlation = covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1])
+    # Fisher's transformation; note 025 lets .11 pass.
+    least = np.tanh(np.arctanh(abs(correlation)) - 1.96 / np.sqrt(max(weights.sum() - 3, 1)))
+    if not least > 0.2:
+        return []
+    more, less = ("more", "too low") if correlation > 0 else ("less", "too high")
+    return [
+        f"Who buys more often spends {more} at a time (correlation {correlation:.2f} of frequency "
+        f"and the logarithm of value), but Gamma-Gamma takes the two to be independent: values of "
+        f"frequent customers may be {less}."
+    ]
+
+
+def to_lifetimes(model: ClvModel) -> Any:
+    """Return the same purchase model as a fitted object of lifetimes, for its plots and methods.
+
+    Raises `UsageError` for NBD, which lifetimes does not have.
+    """
+    import pandas as pd
+
+    names = {
+        "bgnbd": "BetaGeoFitter",
+        "mbgnbd": "ModifiedBetaGeoFitter",
+        "paretonbd": "ParetoNBDFitter",
+    }
+    if model.model not in names:
+        raise tables.UsageError(f"lifetimes has no {model.title}; it has {', '.join(names)}.")
     with lifetimes_imported() as lifetimes:
-        *data, weights = columns
-        try:
-            fitted = getattr(lifetimes, fitter)().fit(*data, weights=weights)
-        except lifetimes.utils.ConvergenceError:
-            return {}
-    return {name: float(fitted.params_[name]) for name in names}
+        fitter = getattr(lifetimes, names[model.model])()
+        fitter.params_ = pd.Series(model.parameters)
+    return fitter
 
 
 @contextmanager
@@ -293,64 +388,6 @@ def lifetimes_imported() -> Iterator[Any]:
 
         pd.set_option("mode.chained_assignment", before)
         yield lifetimes
-
-
-def _bounded_fit(
-    likelihood: Callable[[dict[str, float]], Array], start: dict[str, float], weights: Array
-) -> dict[str, float]:
-    """Maximise where lifetimes finds no maximum: each parameter within 1,000 times its start."""
-    import numpy as np
-    from scipy.optimize import minimize
-
-    def loss(logarithms: Array) -> float:
-        values = dict(zip(start, np.exp(logarithms), strict=True))
-        return -float(weights @ likelihood(values)) / float(weights.sum())
-
-    at = np.log(list(start.values()))
-    bounds = [(value - np.log(1000), value + np.log(1000)) for value in at]
-    best = minimize(loss, at, bounds=bounds, method="L-BFGS-B", options={"ftol": 1e-13})
-    return {name: float(value) for name, value in zip(start, np.exp(best.x), strict=True)}
-
-
-def _covariance(
-    parameters: dict[str, float], x: Array, t_x: Array, T: Array, weights: Array
-) -> pd.DataFrame:
-    """Return the inverse of the observed information: central differences in the logarithms."""
-    import numpy as np
-    import pandas as pd
-
-    from crmlab import models
-
-    names = list(parameters)
-    at = np.log([parameters[name] for name in names])
-    steps = 1e-3 * np.eye(len(names))
-
-    def total(logarithms: Array) -> float:
-        values = dict(zip(names, np.exp(logarithms), strict=True))
-        return float(weights @ models.log_likelihood(values, x, t_x, T))
-
-    hessian = np.array(
-        [
-            [
-                (total(at + i + j) - total(at + i - j) - total(at - i + j) + total(at - i - j))
-                / 4e-6
-                for j in steps
-            ]
-            for i in steps
-        ]
-    )
-    # At the maximum the gradient is zero, so the change of variables is the plain Jacobian.
-    scale = np.exp(at)
-    try:
-        covariance = np.linalg.inv(-hessian) * np.outer(scale, scale)
-    except np.linalg.LinAlgError:
-        covariance = np.full_like(hessian, np.nan)  # flat in some direction: nothing to say
-    return pd.DataFrame(covariance, index=names, columns=names)
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if value is None or isinstance(value, (str, bool)) or not low <= value <= high:
-        raise tables.UsageError(f"{name} is {value!r}; it must lie between {low} and {high}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -389,14 +426,12 @@ def purchase_counts(model: ClvModel, summary: ir.Table, *, most: int = 7, k: int
     import numpy as np
     import pandas as pd
 
-    from crmlab import models
-
     capped = summary.mutate(bar=summary.frequency.clip(upper=most))
     seen = capped.group_by("bar").aggregate(customers=capped.count()).to_pandas()
     counts = np.zeros(most + 1)
     counts[seen["bar"].to_numpy(int)] = seen["customers"]
     ages = summary.group_by("T").aggregate(customers=summary.count()).order_by("T").to_pandas()
-    probabilities = models.p_count(
+    probabilities = model.formulas.p_count(
         model.parameters, most - 1, model.units(ages["T"].to_numpy(float))
     )
     expected = probabilities @ ages["customers"].to_numpy(float)

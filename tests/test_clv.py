@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 from scipy.special import gammaln
 
-from crmlab import charts, clv, customers, fitting, models, sources
+from crmlab import backtests, charts, clv, customers, fitting, models, sources
 from crmlab.tables import DataError, UsageError
 
 REFERENCE = tomllib.loads(Path(__file__).with_name("reference").joinpath("clv.toml").read_text())
 SAMPLE, MASTER = REFERENCE["cdnow_sample"], REFERENCE["cdnow_master"]
+BG = models.MODELS["bgnbd"]
 TRUTH = {"r": 0.5, "alpha": 4.4, "a": 0.8, "b": 2.4}
 
 
@@ -69,6 +70,139 @@ def summary_of(x, t_x, T, value=20.0):
     )
 
 
+LIFETIMES = {
+    "bgnbd": "BetaGeoFitter", "mbgnbd": "ModifiedBetaGeoFitter", "paretonbd": "ParetoNBDFitter"
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def each_fitted(fitted):
+    """Every model on the CDNOW sample."""
+    return {model: clv.fit(fitted[0], model=model) for model in models.MODELS}
+
+
+@pytest.mark.parametrize("model", ["bgnbd", "mbgnbd", "paretonbd"])
+def test_every_model_on_cdnow_is_as_published_and_measured(fitted, each_fitted, model):
+    found, published = each_fitted[model], SAMPLE["models"][model]
+    for name, value in published["parameters"].items():
+        digits = len(str(value).split(".")[1])
+        assert found.parameters[name] == pytest.approx(value, abs=1.01 * 10**-digits), name
+    assert found.log_likelihood == pytest.approx(published["log_likelihood"], abs=0.001)
+    assert list(found.estimates.standard_errors().values()) == pytest.approx(
+        published["standard_errors"], rel=published["close"]
+    )
+    # As high as at the parameters that lifetimes finds, whose search ends a little earlier.
+    rows = fitted[0].to_pandas()
+    x, t_x, T = (rows[name].to_numpy(float) for name in ("frequency", "recency", "T"))
+    theirs = dict(zip(found.parameters, published["lifetimes"], strict=True))
+    total = found.formulas.log_likelihood(theirs, x, t_x / 7, T / 7).sum()
+    assert found.log_likelihood == pytest.approx(total, abs=1e-6)
+    assert found.log_likelihood >= total - 1e-9
+
+
+@pytest.mark.parametrize("model", LIFETIMES)
+def test_at_lifetimes_parameters_every_likelihood_and_forecast_is_lifetimes_own(fitted, model):
+    """At several parameters, alpha above and below beta, to the digits that issue 4 asks for."""
+    rows = fitted[0].to_pandas()
+    x, t_x, T = rows["frequency"].to_numpy(float), rows["recency"] / 7, rows["T"] / 7
+    t_x, T, formulas = t_x.to_numpy(), T.to_numpy(), models.MODELS[model]
+    ones = np.ones(len(x))
+    for values in ((0.24, 4.4, 0.79, 2.43), (0.6, 12.0, 0.7, 9.0), (1.4, 3.0, 1.7, 20.0)):
+        p = dict(zip(formulas.names, values, strict=True))
+        with fitting.lifetimes_imported() as lifetimes:
+            other = getattr(lifetimes, LIFETIMES[model])()
+            other.params_ = pd.Series(p)
+            if model == "paretonbd":
+                theirs = other._conditional_log_likelihood(list(values), x, t_x, T).sum()
+            else:
+                loss = type(other)._negative_log_likelihood
+                theirs = -len(x) * loss(np.log(values), x, t_x, T, ones, 0.0)
+            alive = other.conditional_probability_alive(x, t_x, T)
+            later = other.conditional_expected_number_of_purchases_up_to_time(26.0, x, t_x, T)
+            new = other.expected_number_of_purchases_up_to_time(np.array([1.0, 26.0, 104.0]))
+        assert formulas.log_likelihood(p, x, t_x, T).sum() == pytest.approx(theirs, rel=1e-9)
+        assert formulas.p_alive(p, x, t_x, T) == pytest.approx(np.asarray(alive), rel=1e-8)
+        ours = formulas.conditional_purchases(p, x, t_x, T, 26.0)
+        assert ours == pytest.approx(np.asarray(later), rel=1e-8)
+        ours = formulas.expected_purchases(p, np.array([1.0, 26.0, 104.0]))
+        assert ours == pytest.approx(np.asarray(new), rel=1e-8)
+
+
+@pytest.mark.parametrize("model", models.MODELS)
+def test_chances_of_counts_silence_and_expectations_agree_with_each_other(model):
+    formulas = models.MODELS[model]
+    for values in ((0.24, 4.4, 0.79, 2.43), (0.6, 12.0, 0.7, 9.0), (1.4, 3.0, 1.7, 20.0)):
+        p = dict(zip(formulas.names, values, strict=False))
+        t = np.array([0.0, 1.0, 40.0])
+        counts = formulas.p_count(p, 2500, t)
+        assert counts.sum(axis=0) == pytest.approx(1, abs=1e-6)
+        mean = np.arange(2501) @ counts
+        assert mean == pytest.approx(formulas.expected_purchases(p, t), rel=1e-4)
+        zero = np.zeros(1)
+        silent = formulas.p_silent(p, zero, zero, 40.0) * formulas.p_alive(p, zero, zero, zero)
+        stopped = 1 - formulas.p_alive(p, zero, zero, zero)
+        assert (silent + stopped)[0] == pytest.approx(counts[0, 2], rel=1e-6)
+
+
+@pytest.mark.parametrize("model", models.MODELS)
+def test_draws_of_the_future_have_the_mean_and_the_silence_of_the_formulas(model):
+    formulas, rng, n = models.MODELS[model], np.random.default_rng(3), 200_000
+    p = dict(zip(formulas.names, (0.6, 6.0, 0.9, 2.4), strict=False))
+    for x, T in ((0.0, 30.0), (2.0, 10.0), (9.0, 80.0)):
+        some = np.full(n, x), np.full(n, T)
+        drawn = formulas.draw(p, *some, 52.0, rng)
+        at = np.array([x]), np.array([T])
+        error = 4 * drawn.std() / np.sqrt(n)
+        assert drawn.mean() == pytest.approx(formulas.purchases_alive(p, *at, 52.0)[0], abs=error)
+        silent = formulas.p_silent(p, *at, 52.0)[0]
+        assert (drawn == 0).mean() == pytest.approx(silent, abs=2 / np.sqrt(n))
+
+
+@pytest.mark.parametrize("model", models.MODELS)
+def test_no_model_gives_nan_for_ten_thousand_purchases_or_twenty_years(model):
+    x = np.array([0.0, 1, 10_000, 10_000, 0, 300])
+    t_x = np.array([0.0, 0, 1040, 1.0, 0, 7000])
+    T = np.array([0.0, 0, 1040, 1040, 1040, 7305])
+    formulas = models.MODELS[model]
+    for values in ((0.24, 4.4, 0.79, 2.43), (0.6, 12.0, 1.0, 9.0), (1.4, 300.0, 1.7, 2.0)):
+        p = dict(zip(formulas.names, values, strict=False))
+        assert np.isfinite(formulas.log_likelihood(p, x, t_x, T)).all()
+        for t in (52.0, 7300.0):
+            for found in (
+                formulas.p_alive(p, x, t_x, T),
+                formulas.p_purchase(p, x, t_x, T, t),
+                formulas.conditional_purchases(p, x, t_x, T, t),
+            ):
+                assert np.isfinite(found).all()
+                assert (found >= 0).all()
+            assert (formulas.p_purchase(p, x, t_x, T, t) <= 1).all()
+
+
+def test_a_model_is_read_again_as_it_was_written(each_fitted, tmp_path):
+    for name, model in each_fitted.items():
+        model.save(tmp_path / f"{name}.json")
+        assert clv.ClvModel.load(tmp_path / f"{name}.json") == model
+    (tmp_path / "broken.json").write_text('{"model": "bgnbd"}')
+    for broken in ("broken.json", "none.json"):
+        with pytest.raises(DataError, match="holds no model that crmlab wrote"):
+            clv.ClvModel.load(tmp_path / broken)
+
+
+def test_lifetimes_goes_on_with_a_model_of_ours(fitted, each_fitted):
+    rows = fitted[0].to_pandas()
+    x, t_x, T = rows["frequency"], rows["recency"] / 7, rows["T"] / 7
+    for name in LIFETIMES:
+        model = each_fitted[name]
+        other = clv.to_lifetimes(model)
+        theirs = other.conditional_expected_number_of_purchases_up_to_time(39, x, t_x, T).sum()
+        values = model.predict(fitted[0], horizon_days=273, margin=1.0, intervals=False)
+        ours = values.expected_purchases.sum().to_pyarrow().as_py()
+        assert ours == pytest.approx(theirs)
+        assert ours == pytest.approx(SAMPLE["models"][name]["conditional_39_weeks"], abs=0.1)
+    with pytest.raises(UsageError, match="lifetimes has no NBD"):
+        clv.to_lifetimes(each_fitted["nbd"])
+
+
 def test_bgnbd_on_cdnow_is_as_published_in_fader_hardie_lee_2005(fitted):
     model = fitted[1]
     for name, value in SAMPLE["bgnbd"].items():
@@ -94,13 +228,18 @@ def test_gamma_gamma_on_cdnow_is_as_published_in_note_025(fitted):
 
 def test_value_of_a_purchase_of_the_first_ten_customers_is_as_published(fitted):
     summary, model = fitted
-    rows = summary.mutate(value=model._value_of_a_purchase(summary)).order_by("customer_id")
-    assert [round(v, 2) for v in rows.limit(10).value.to_pandas()] == SAMPLE["conditional_mean"]
+    rows = summary.order_by("customer_id").limit(10).to_pandas()
+    x, value = rows["frequency"].to_numpy(float), rows["monetary_value"].fillna(0).to_numpy(float)
+    found = models.value_of_a_purchase(model.spend.estimates.parameters, x, x * value)
+    assert [round(v, 2) for v in found] == SAMPLE["conditional_mean"]
+    values = model.predict(summary, margin=1.0, intervals=False).order_by("customer_id").limit(10)
+    each = (values.expected_value / values.expected_purchases).to_pandas()
+    assert each.to_numpy() == pytest.approx(found)
 
 
 def test_conditional_expectation_of_the_first_customer_is_as_published(fitted):
     one = [np.array([value]) for value in (2.0, 30.43, 38.86)]
-    forecast = models.conditional_purchases(fitted[1].parameters, *one, 39.0)
+    forecast = BG.conditional_purchases(fitted[1].parameters, *one, 39.0)
     assert forecast[0] == pytest.approx(1.2259, abs=1e-4)
 
 
@@ -110,7 +249,7 @@ def test_totals_on_cdnow_are_those_measured_with_lifetimes(fitted):
     total = values.expected_purchases.sum().to_pyarrow().as_py()
     assert total == pytest.approx(SAMPLE["conditional_39_weeks"], abs=0.1)
     T = summary["T"].to_pandas().to_numpy() / 7
-    new = models.expected_purchases(model.parameters, np.full(len(T), 39.0)).sum()
+    new = BG.expected_purchases(model.parameters, np.full(len(T), 39.0)).sum()
     assert new == pytest.approx(SAMPLE["expected_39_weeks"], abs=0.1)
 
 
@@ -120,35 +259,6 @@ def test_tracking_of_the_sample_at_week_78_is_as_measured(sample):
     expected, actual = SAMPLE["tracking_week_78"]
     assert (last["day"], last["actual"]) == (dt.date(1998, 6, 30), actual)
     assert last["expected"] == pytest.approx(expected, abs=0.1)
-
-
-def test_formulas_agree_with_lifetimes_own(fitted):
-    summary, model = fitted
-    rows = summary.to_pandas()
-    x, t_x, T = rows["frequency"].to_numpy(), rows["recency"] / 7, rows["T"] / 7
-    with fitting.lifetimes_imported() as lifetimes:
-        fitter = lifetimes.BetaGeoFitter()
-        fitter.params_ = pd.Series(model.parameters)
-        alive = fitter.conditional_probability_alive(x, t_x, T)
-        later = fitter.conditional_expected_number_of_purchases_up_to_time(26, x, t_x, T)
-        new = fitter.expected_number_of_purchases_up_to_time(np.array([1.0, 26.0, 104.0]))
-        count = [fitter.probability_of_n_purchases_up_to_time(26.0, n) for n in range(6)]
-    t_x, T = t_x.to_numpy(), T.to_numpy()
-    p = model.parameters
-    assert models.p_alive(p, x, t_x, T) == pytest.approx(alive, rel=1e-8)
-    ours = models.conditional_purchases(p, x, t_x, T, 26)
-    assert ours == pytest.approx(np.asarray(later), rel=1e-8)
-    assert models.expected_purchases(p, np.array([1.0, 26.0, 104.0])) == pytest.approx(new)
-    ours = models.p_count(p, 5, np.array([26.0]))[:, 0]
-    assert ours == pytest.approx([float(np.squeeze(v)) for v in count], rel=1e-8)
-
-
-def test_probabilities_of_all_counts_add_up_to_one_and_to_the_expectation():
-    t = np.array([0.0, 1.0, 40.0])
-    p = models.p_count(TRUTH, 400, t)
-    assert p.sum(axis=0) == pytest.approx(1, abs=1e-6)
-    mean = (np.arange(401)[:, None] * p).sum(axis=0)
-    assert mean == pytest.approx(models.expected_purchases(TRUTH, t), abs=1e-4)
 
 
 def test_chance_of_a_purchase_is_what_generated_customers_do():
@@ -167,8 +277,8 @@ def test_chance_of_a_purchase_is_what_generated_customers_do():
         t_x[seen] = clock[seen]
         later[active & (clock > T)] += 1
         active &= rng.uniform(size=n) >= drop
-    forecast = models.p_purchase(TRUTH, x, t_x, np.full(n, T), t)
-    purchases = models.conditional_purchases(TRUTH, x, t_x, np.full(n, T), t)
+    forecast = BG.p_purchase(TRUTH, x, t_x, np.full(n, T), t)
+    purchases = BG.conditional_purchases(TRUTH, x, t_x, np.full(n, T), t)
     for group in (x == 0, x == 1, (x > 1) & (x < 5), x >= 5):
         error = 4 / np.sqrt(group.sum())
         assert (later[group] > 0).mean() == pytest.approx(forecast[group].mean(), abs=error / 2)
@@ -184,8 +294,7 @@ def test_discounted_value_equals_a_sum_over_days(fitted):
     rows = some.to_pandas().sort_values("customer_id")
     x, t_x, T = (rows[k].to_numpy(float) for k in ("frequency", "recency", "T"))
     ends = [
-        models.conditional_purchases(model.parameters, x, t_x / 7, T / 7, day / 7)
-        for day in range(366)
+        BG.conditional_purchases(model.parameters, x, t_x / 7, T / 7, day / 7) for day in range(366)
     ]
     daily = np.diff(np.array(ends), axis=0)
     discount = 1.1 ** (-(np.arange(365) + 0.5) / 365)
@@ -237,9 +346,9 @@ def test_chance_of_buying_is_calibrated_as_measured_and_p_alive_ranks_worse_than
     brier = ((rows["p_purchase"] - actual) ** 2).mean()
     assert brier == pytest.approx(want["brier"], abs=5e-4)
     one = np.ones(len(rows))
-    by_purchase = models.score(rows["p_purchase"].to_numpy(), actual, one)
+    by_purchase = backtests.score(rows["p_purchase"].to_numpy(), actual, one)
     assert by_purchase["auc"] == pytest.approx(want["auc"], abs=1e-3)
-    by_alive = models.score(rows["p_alive"].to_numpy(), actual, one)
+    by_alive = backtests.score(rows["p_alive"].to_numpy(), actual, one)
     assert by_alive["auc"] == pytest.approx(want["auc_of_p_alive"], abs=1e-3)
 
 
@@ -295,8 +404,8 @@ def test_a_hold_out_with_fewer_buyers_than_k_is_refused(make_shop):
 
 def test_equal_forecasts_share_their_places_whatever_the_order():
     forecast, actual = np.array([1.0, 1, 1, 1, 5]), np.array([4.0, 0, 0, 0, 4])
-    forward = models.score(forecast, actual, np.ones(5))
-    backward = models.score(forecast[::-1], actual[::-1], np.ones(5))
+    forward = backtests.score(forecast, actual, np.ones(5))
+    backward = backtests.score(forecast[::-1], actual[::-1], np.ones(5))
     assert forward == pytest.approx(backward)
     # The best half of one customer in five: half of his 4 of the 8 purchases.
     assert forward["capture_top10"] == pytest.approx(0.25)
@@ -376,20 +485,6 @@ def test_fifths_are_shown_only_where_each_has_k_customers(n, labels):
         clv.worth(ibis.memtable(frame), **terms, numbers=clv.results.Numbers(), k=n + 1)
 
 
-def test_likelihood_has_no_nan_at_extremes():
-    x = np.array([0.0, 1, 10_000, 10_000, 0])
-    t_x = np.array([0.0, 0, 1040, 1.0, 0])
-    T = np.array([0.0, 0, 1040, 1040, 1040])
-    p = TRUTH
-    for values in (
-        models.log_likelihood(p, x, t_x, T),
-        models.p_alive(p, x, t_x, T),
-        models.p_purchase(p, x, t_x, T, 52),
-        models.conditional_purchases(p, x, t_x, T, 52),
-    ):
-        assert np.isfinite(values).all()
-
-
 def test_likelihood_equals_the_paper_written_out():
     x, t_x, T = 3.0, 20.0, 30.0
     r, alpha, a, b = TRUTH.values()
@@ -397,7 +492,7 @@ def test_likelihood_equals_the_paper_written_out():
     a2 = gammaln(a + b) + gammaln(b + x) - gammaln(b) - gammaln(a + b + x)
     a3 = -(r + x) * np.log(alpha + T)
     a4 = np.log(a) - np.log(b + x - 1) - (r + x) * np.log(alpha + t_x)
-    ours = models.log_likelihood(TRUTH, *(np.array([v]) for v in (x, t_x, T)))
+    ours = BG.log_likelihood(TRUTH, *(np.array([v]) for v in (x, t_x, T)))
     assert ours[0] == pytest.approx(a1 + a2 + np.log(np.exp(a3) + np.exp(a4)), rel=1e-12)
 
 
@@ -460,44 +555,50 @@ def test_customers_who_all_spend_alike_get_the_common_mean_and_it_is_said(make_s
     model = clv.fit(summary)
     assert [note.split(":")[0] for note in model.notes] == ["Gamma-Gamma"]
     assert model.spend.population_mean == pytest.approx(20, rel=0.05)
-    values = summary.mutate(value=model._value_of_a_purchase(summary)).value.to_pandas()
-    assert values.min() == pytest.approx(20, rel=0.1)
-    assert values.max() == pytest.approx(20, rel=0.1)
+    values = model.predict(summary, margin=1.0).to_pandas()
+    each = values["expected_value"] / values["expected_purchases"]
+    assert (each.min(), each.max()) == pytest.approx((20, 20), rel=0.1)
 
 
-def test_a_log_without_dropout_is_fitted_without_a_traceback(make_shop):
-    rng = np.random.default_rng(3)
+def log_without_dropout(customers_in_all, seed=3):
+    rng = np.random.default_rng(seed)
     rows = ["customer_id,purchased_at,amount"]
-    for customer in range(100):
-        for day in rng.integers(0, 500, 1 + rng.poisson(6)):
+    for customer, rate in enumerate(rng.gamma(2, 3, customers_in_all)):
+        for day in rng.integers(0, 500, 1 + rng.poisson(rate)):
             date = dt.date(2024, 1, 1) + dt.timedelta(days=int(day))
             rows.append(f"c{customer},{date},{rng.gamma(4):.2f}")
-    summary = customers.summary(make_shop("\n".join(rows) + "\n"), as_of="2025-05-14")
-    model = clv.fit(summary)
-    # Everybody goes on buying at about 6 a year and a third.
-    expected = model.predict(summary, horizon_days=500, margin=1.0).expected_purchases.sum()
-    assert expected.to_pyarrow().as_py() == pytest.approx(600, rel=0.25)
-    assert "standard error" in model._repr_html_()
+    return "\n".join(rows) + "\n"
 
 
-def test_the_bounded_fit_finds_lifetimes_maximum_where_there_is_one(fitted):
-    rows = fitted[0].to_pandas()
-    x, t_x, T = (rows[k].to_numpy(float) for k in ("frequency", "recency", "T"))
-    ours = fitting._bounded_fit(
-        lambda values: models.log_likelihood(values, x, t_x / 7, T / 7),
-        {"r": 0.5, "alpha": 8.0, "a": 1.0, "b": 3.0},
-        np.ones(len(x)),
-    )
-    assert ours == pytest.approx(fitted[1].parameters, rel=2e-3)
-    repeat = rows[rows["frequency"] > 0]
-    spend = fitting._bounded_fit(
-        lambda values: models.spend_log_likelihood(
-            values, repeat["frequency"].to_numpy(float), repeat["monetary_value"].to_numpy()
-        ),
-        {"p": 5.0, "q": 4.0, "v": 35.0},
-        np.ones(len(repeat)),
-    )
-    assert spend == pytest.approx(SAMPLE["gamma_gamma"], rel=2e-3)
+@pytest.mark.parametrize("model", ["bgnbd", "mbgnbd", "paretonbd"])
+def test_a_log_without_dropout_is_recognised_and_said_and_nbd_takes_over(make_shop, model):
+    summary = customers.summary(make_shop(log_without_dropout(300)), as_of="2025-05-14")
+    found = clv.fit(summary, model=model)
+    assert found.model == "nbd"
+    assert list(found.parameters) == ["r", "alpha"]
+    assert "does not show in this log" in found.notes[0]
+    assert models_title(model) in found.notes[0]
+    # Everybody goes on buying, about 7 times in 500 days.
+    values = found.predict(summary, horizon_days=500, margin=1.0)
+    expected = values.expected_purchases.sum().to_pyarrow().as_py()
+    assert expected == pytest.approx(2100, rel=0.15)
+
+
+def models_title(model):
+    return models.MODELS[model].title
+
+
+def test_dropout_that_is_there_is_never_taken_for_none():
+    for seed in range(10):
+        model = clv.fit(summary_of(*generated(1500, seed=seed)))
+        assert model.model == "bgnbd", seed
+
+
+def test_frequency_and_value_that_go_together_are_named(fitted):
+    assert not any("at a time" in note for note in fitted[1].notes)
+    x, t_x, T = generated(3000, seed=8)
+    summary = summary_of(x, t_x, T, value=np.random.default_rng(1).gamma(9, 3, 3000) * (x + 1))
+    assert any("spends more at a time" in note for note in clv.fit(summary).notes)
 
 
 def test_a_hold_out_beyond_the_log_is_refused(sample):

@@ -1,0 +1,81 @@
+"""Generated worlds of customers who follow a model exactly, and what they then do."""
+
+import datetime as dt
+import zlib
+from dataclasses import dataclass
+
+import ibis
+import numpy as np
+import pandas as pd
+
+TRUTH = {
+    "bgnbd": {"r": 0.5, "alpha": 4.4, "a": 0.8, "b": 2.4},
+    "mbgnbd": {"r": 0.6, "alpha": 5.0, "a": 0.9, "b": 2.0},
+    "paretonbd": {"r": 0.6, "alpha": 8.0, "s": 0.7, "beta": 12.0},
+}
+SPEND = {"p": 6.0, "q": 4.0, "v": 15.0}
+
+
+def seed_of(name, n=0):
+    """A seed that comes from a test's name."""
+    return zlib.crc32(f"{name} {n}".encode())
+
+
+@dataclass
+class World:
+    """Customers seen for `T` weeks: `x`, `t_x`, what they spend, and what they do afterwards."""
+
+    x: np.ndarray
+    t_x: np.ndarray
+    T: np.ndarray
+    value: np.ndarray  # mean of the repeat purchases, nan where there is none
+    later: np.ndarray  # purchases within the horizon after T
+    brought: np.ndarray  # their value, discounted to T
+
+    def summary(self):
+        """Return the ibis summary, times in days, as `customers.summary` gives it."""
+        days = np.round(self.T * 7).astype(int)
+        last = dt.date(2025, 12, 31)
+        return ibis.memtable(
+            pd.DataFrame(
+                {
+                    "customer_id": [f"{i:07d}" for i in range(len(self.x))],
+                    "frequency": self.x.astype("int64"),
+                    "recency": self.t_x * 7,
+                    "T": days.astype("int64"),
+                    "monetary_value": self.value,
+                    "first_purchase": [last - dt.timedelta(days=int(d)) for d in days],
+                }
+            )
+        )
+
+
+def generate(model, n, seed, *, weeks=104, horizon=52.0, yearly=0.1, truth=None):
+    """Let `n` customers buy at exponential gaps until they stop as the model says."""
+    truth, rng = truth or TRUTH[model], np.random.default_rng(seed)
+    rate = rng.gamma(truth["r"], 1 / truth["alpha"], n)
+    T = rng.integers(7 * weeks // 4, 7 * weeks, n) / 7
+    stop_at, p_stop = np.full(n, np.inf), np.zeros(n)
+    if model == "paretonbd":
+        stop_at = rng.exponential(1 / rng.gamma(truth["s"], 1 / truth["beta"], n))
+    elif model != "nbd":
+        p_stop = rng.beta(truth["a"], truth["b"], n)
+    scale = 1 / rng.gamma(SPEND["q"], 1 / SPEND["v"], n)  # of one purchase, Gamma(p)
+    x, t_x, spent, clock, later, brought = np.zeros((6, n))
+    active = np.ones(n, bool)
+    if model == "mbgnbd":
+        active &= rng.uniform(size=n) >= p_stop
+    while active.any():
+        clock[active] += rng.exponential(1 / rate[active])
+        active &= (clock <= T + horizon) & (clock <= stop_at)
+        value = rng.gamma(SPEND["p"], scale)
+        seen = active & (clock <= T)
+        x[seen] += 1
+        t_x[seen] = clock[seen]
+        spent[seen] += value[seen]
+        after = active & (clock > T)
+        later[after] += 1
+        brought[after] += value[after] * (1 + yearly) ** (-(clock - T)[after] * 7 / 365)
+        active &= rng.uniform(size=n) >= p_stop
+    mean = np.divide(spent, x, out=np.full(n, np.nan), where=x > 0)
+    return World(x, t_x, T, mean, later, brought)
