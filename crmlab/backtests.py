@@ -1,15 +1,16 @@
-"""The hold-out check: what a model said of the days after a split, against what happened."""
+"""The hold-out check: what was forecast for the days after a split, against what happened."""
 
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from crmlab import customers, results, tables
+from crmlab import customers, results, scores, tables
 from crmlab.fitting import fit
-from crmlab.forecasts import ClvModel
+from crmlab.forecasts import KEYS, ClvModel
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -18,18 +19,27 @@ if TYPE_CHECKING:
     from crmlab.models import Array
     from crmlab.sources import Shop
 
+MODELS = ("bgnbd", "mbgnbd", "paretonbd")
+SAME_RATE, SAME_COUNT, NOTHING = RULES = "same rate", "same count", "nothing"
+BOOSTED = "gradient boosting"
+
 
 @dataclass(frozen=True, eq=False)
 class Backtest:
-    """What a model fitted up to `split` said of the days after it, against what happened.
+    """What was forecast from the log up to `split`, against what happened after it.
 
-    `rows` has one row per method: method; purchases forecast; mae and rmse per customer;
-    and the rest of `score`, target: purchase days in the horizon.
+    `rows` has one row per method, the chosen one first: method; purchases forecast; mae and rmse
+    per customer; and the rest of `score`, target: purchase days in the horizon; for models also
+    log_score, of buying at all, and sales_error, of the hold-out sales.
+    `choice` was made on the days before the split only; `cost` is how much larger its rmse is than
+    the best one's in hindsight, with a 95 % interval by resampling customers.
     `tracking`: day, expected and actual repeat purchases, cumulative from the log's first day.
+    `calibration`: a row per tenth of the customers by forecast, expected and actual purchases.
     """
 
     rows: pd.DataFrame
     tracking: pd.DataFrame
+    calibration: pd.DataFrame
     model: ClvModel
     split: dt.date
     horizon_days: int
@@ -37,40 +47,80 @@ class Backtest:
     born_after: int
     actual: int
     choice: str
+    best: str
+    cost: tuple[float, float, float]
+    chosen_on: tuple[dt.date, int] | None
     numbers: results.Numbers
+
+    def _of(self, name: str) -> float:
+        return float(self.rows.set_index("method").loc[self.choice, name])
 
     @property
     def total_error(self) -> float:
-        """Error of the model's total, a share of the actual total; negative is too low."""
-        return float(self.rows.set_index("method")["total_error"].iloc[0])
+        """Error of the choice's total, a share of the actual total; negative is too low."""
+        return self._of("total_error")
+
+    @property
+    def decision(self) -> str:
+        """One of "use this model", "use the simple rule" and "do not forecast"."""
+        rmse = self.rows.set_index("method")["rmse"]
+        if min(rmse[self.choice], rmse[self.best]) >= rmse[NOTHING]:
+            return "do not forecast"
+        return "use the simple rule" if self.choice in RULES else "use this model"
 
     @property
     def verdict(self) -> str:
         """Whether to use the model, and why."""
-        n, name = self.numbers, self.model.title
-        rmse = self.rows.set_index("method")["rmse"]
-        rule = rmse.drop(name).idxmin()
+        n, rmse = self.numbers, self.rows.set_index("method")["rmse"]
+        if self.decision == "do not forecast":
+            return (
+                "Do not forecast. On the days after "
+                f"{n.day(self.split)} no method did better than to say that nobody buys."
+            )
+        rule = rmse[[name for name in RULES if name in rmse]].idxmin()
+        name = self.choice
         tried = (
             f"On the {n.number(self.horizon_days)} days after {n.day(self.split)}, per customer, "
-            f"{name} was off by {n.number(rmse[name], 2)} purchases and the rule of thumb "
-            f"“{rule}” by {n.number(rmse[rule], 2)} (root mean square)."
+            f"{name} was off by {n.number(rmse[name], 2)} purchases"
         )
         low = "fewer" if self.total_error < 0 else "more"
         total = (
             f"In all it forecast {n.percent(abs(self.total_error))} {low} purchases than the "
             f"{n.number(self.actual)} that came."
         )
-        if self.choice != name:
-            return f"Use the rule of thumb, not the model. {tried}"
-        return f"Use this model to compare customers, and its total with caution. {tried} {total}"
+        if name in RULES:
+            return f"Use the simple rule, not a model. {tried} (root mean square). {total}"
+        against = f" and the rule of thumb “{rule}” by {n.number(rmse[rule], 2)}"
+        return (
+            f"Use {name} to compare customers, and its total with caution. {tried}{against} "
+            f"(root mean square). {total} {self.choosing}"
+        )
+
+    @property
+    def choosing(self) -> str:
+        """How the method was chosen, and what that cost against the best in hindsight."""
+        n = self.numbers
+        if not self.chosen_on:
+            return "The log before the split is too short to choose a method on it."
+        day, days = self.chosen_on
+        how = f"It was chosen on the {n.number(days)} days after {n.day(day)}, before the split"
+        if self.best == self.choice:
+            return f"{how}, and was the best there too."
+        extra, low, high = (n.number(value, 3) for value in self.cost)
+        return (
+            f"{how}; {self.best} would have been better by {extra} per customer (95 % interval "
+            f"{low} to {high}), which nobody could know."
+        )
 
     @property
     def caution(self) -> str:
         """How far the total was off, in one sentence for the page's summary."""
         n = self.numbers
-        if self.choice != self.model.title:
+        if self.decision == "do not forecast":
+            return "In the last check no forecast was of use: do not rely on these figures."
+        if self.choice in RULES:
             return (
-                f"In the last check the rule of thumb “{self.choice}” did better than the model: "
+                f"In the last check the rule of thumb “{self.choice}” did better than the models: "
                 "do not rely on these figures."
             )
         low = "too low" if self.total_error < 0 else "too high"
@@ -90,7 +140,7 @@ class Backtest:
         ]
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per method, the model first."""
+        """Return one row per method, the chosen one first."""
         return self.rows
 
     def _repr_html_(self) -> str:
@@ -101,11 +151,13 @@ class Backtest:
             f"{n.number(self.horizon_days)} days ahead",
             formats={
                 "purchases": n.number,
-                "mae": lambda value: n.number(value, 3),
-                "rmse": lambda value: n.number(value, 3),
-                "total_error": lambda value: n.percent(value, signed=True),
+                **dict.fromkeys(
+                    ("mae", "rmse", "auc", "log_score"), lambda value: n.number(value, 3)
+                ),
+                **dict.fromkeys(
+                    ("total_error", "sales_error"), lambda value: n.percent(value, signed=True)
+                ),
                 "capture_top10": n.percent,
-                "auc": lambda value: n.number(value, 3),
             },
             headings={
                 "mae": "mean error",
@@ -113,6 +165,8 @@ class Backtest:
                 "total_error": "total",
                 "capture_top10": "by top tenth",
                 "auc": "AUC",
+                "log_score": "log score",
+                "sales_error": "sales",
             },
         )
 
@@ -130,27 +184,32 @@ def backtest(
     split: str | dt.date,
     horizon_days: int,
     as_of: str | dt.date | None = None,
-    model: str = "bgnbd",
+    models: Sequence[str] = MODELS,
+    challenger: bool = True,
     days_per_unit: float = 7,
+    seed: int = 1,
 ) -> Backtest:
-    """Fit on the log up to `split` and compare the forecast with what came after.
+    """Fit on the log up to `split` and compare the forecasts with what came after.
 
     Customers who first bought after the split are counted in `born_after`, not forecast. The rules
-    of thumb beside the model: the same rate as before, the same number as before, nothing at all.
+    of thumb beside the models: the same rate as before, the same number as before, nothing at all;
+    and gradient-boosted trees that learnt from an earlier window. Which one to use is chosen on
+    an inner window that ends at the split.
 
     Parameters
     ----------
-    split : the last day that the model learns from
+    split : the last day that may be learnt from
     horizon_days : int, how many days after it are compared; 0 = all up to `as_of`
     as_of : the last day that may be looked at; by default the last of the log
+    models : the purchase models to try, as `fit` names them
+    challenger : bool, whether to try gradient boosting too
+    seed : int, of the resampling and the boosting
 
     Raises
     ------
     UsageError if the log ends before `split` + `horizon_days`; DataError as `fit` does, and if
     fewer customers than the shop's `privacy_k` bought after the split
     """
-    import ibis
-    import numpy as np
     import pandas as pd
 
     first_day, last_day = tables.day(split, name="split"), shop.last_complete_day()
@@ -162,58 +221,171 @@ def backtest(
             f"The hold-out check needs purchases after {first_day} up to {until}, but looks no "
             f"further than {last_day}. Choose an earlier split or a shorter horizon."
         )
-    if first_day < (shop.check("transactions").first or first_day):
+    begins = shop.check("transactions").first or first_day
+    if first_day < begins:
         raise tables.UsageError(
-            f"split {first_day} is before the first purchase, {shop.check('transactions').first}. "
+            f"split {first_day} is before the first purchase, {begins}. "
             "Choose a later one, or leave it empty for the middle of the log."
         )
-    past = customers.summary(shop, as_of=first_day)
-    fitted = fit(past, model=model, days_per_unit=days_per_unit)
-    days = customers.purchase_days(shop, as_of=until)
-    later = days.filter(days.purchased_on > ibis.literal(first_day))
-    bought = later.group_by("customer_id").aggregate(bought=later.count())
-    bought = shop.landed(bought, "bought")
-    joined = past.left_join(bought, "customer_id")
-    joined = joined.mutate(bought=joined.bought.fill_null(0))
-    keys = ["frequency", "recency", "T", "bought"]
-    rows = joined.group_by(keys).aggregate(customers=joined.count()).order_by(keys).to_pandas()
-    x, t_x, T, actual, weights = (rows[name].to_numpy(float) for name in [*keys, "customers"])
-    buyers, k = int(weights[actual > 0].sum()), shop.policy.privacy_k
+    k = shop.policy.privacy_k
+    # A third of the days before the split is the least that leaves enough to learn from.
+    inner = _window(shop, first_day, -min(horizon_days, (first_day - begins).days // 3))
+    window = _window(shop, first_day, horizon_days)
+    buyers = int(window.weights[window.bought > 0].sum())
     if buyers < k:
         raise tables.DataError(
             f"Only {buyers} customers bought again between {first_day} and {until}; a hold-out "
             f"check needs {k}. Choose another split or a longer horizon."
         )
-    forecasts = {
-        fitted.title: fitted.formulas.conditional_purchases(
-            fitted.parameters, x, fitted.units(t_x), fitted.units(T), fitted.units(horizon_days)
-        ),
-        "same rate": x / np.maximum(T, 1) * horizon_days,
-        "same count": x,
-        "nothing": np.zeros_like(x),
-    }
-    scores = pd.DataFrame(
-        [
-            {"method": name, **score(forecast, actual, weights)}
-            for name, forecast in forecasts.items()
-        ]
-    )
-    known = int(weights.sum())
+    fitted, forecasts = _forecasts(window, models, days_per_unit)
+    earlier = _errors(inner, models, days_per_unit) if inner.buyers >= k else {}
+    if challenger and inner.buyers >= k:
+        forecasts[BOOSTED] = _boosted(inner, window, seed)
+    errors = {name: window.rmse(forecast) for name, forecast in forecasts.items()}
+    best = min(errors, key=errors.__getitem__)
+    # What was not fitted then, as it is NBD now, stands behind all that was; models come first.
+    order = {name: earlier.get(name, float("inf")) for name in forecasts if name != BOOSTED}
+    choice = min(order, key=order.__getitem__)
+    model = fitted[min(fitted, key=order.__getitem__)]
+    judged = [
+        {"method": name, **scores.score(forecast, window.bought, window.weights)}
+        | (_more_scores(fitted[name], window) if name in fitted else {})
+        for name, forecast in sorted(forecasts.items(), key=lambda item: item[0] != choice)
+    ]
+    rows = pd.DataFrame(judged)
+    known = int(window.weights.sum())
     if known < 10 * k:
-        scores["capture_top10"] = float("nan")  # a tenth would be fewer than k customers
+        rows["capture_top10"] = float("nan")  # a tenth would be fewer than k customers
+    days = customers.purchase_days(shop, as_of=until)
     in_all = days.customer_id.nunique().to_pyarrow().as_py()
     return Backtest(
-        rows=scores,
-        tracking=_tracking(past, days, fitted, until, k=k),
-        model=fitted,
+        rows=rows,
+        tracking=_tracking(window.past, days, model, until, k=k),
+        calibration=scores.calibration(forecasts[choice], window.bought, window.weights, k=k),
+        model=model,
         split=first_day,
         horizon_days=horizon_days,
         customers=known,
         born_after=int(in_all) - known,
-        actual=int(weights @ actual),
-        choice=str(scores.loc[scores["rmse"].idxmin(), "method"]),
+        actual=int(window.weights @ window.bought),
+        choice=choice,
+        best=best,
+        cost=scores.cost(forecasts[choice], forecasts[best], window.bought, window.weights, seed),
+        chosen_on=(inner.cut, inner.days) if earlier else None,
         numbers=shop.numbers,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Window:
+    """What was known of the customers at `cut`, and what they did in the `days` after it.
+
+    One row per different x, t_x and T (in days) and number of purchases in the window.
+    """
+
+    past: ir.Table
+    cut: dt.date
+    days: int
+    x: Array
+    t_x: Array
+    T: Array
+    bought: Array
+    sales: Array
+    weights: Array
+
+    @property
+    def buyers(self) -> int:
+        return int(self.weights[self.bought > 0].sum())
+
+    def rmse(self, forecast: Array) -> float:
+        """Return the root mean square error of a forecast per customer."""
+        return scores.rmse(forecast, self.bought, self.weights)
+
+
+def _window(shop: Shop, cut: dt.date, days: int) -> _Window:
+    """Look at the customers before and after a day; fewer than no days end at it."""
+    import ibis
+
+    cut, days = (cut, days) if days >= 0 else (cut + dt.timedelta(days), -days)
+    past = customers.summary(shop, as_of=cut)
+    later = customers.purchase_days(shop, as_of=cut + dt.timedelta(days))
+    later = later.filter(later.purchased_on > ibis.literal(cut))
+    each = later.group_by("customer_id").aggregate(
+        bought=later.count(), sales=later.amount.sum().cast("float64")
+    )
+    joined = past.left_join(shop.landed(each, "bought"), "customer_id")
+    joined = joined.mutate(bought=joined.bought.fill_null(0), sales=joined.sales.fill_null(0.0))
+    keys = [*KEYS, "bought"]
+    rows = joined.group_by(keys).aggregate(sales=joined.sales.sum(), customers=joined.count())
+    frame = rows.order_by(keys).to_pandas()
+    columns = (frame[name].to_numpy(float) for name in [*keys, "sales", "customers"])
+    return _Window(past, cut, days, *columns)
+
+
+def _forecasts(
+    window: _Window, models: Sequence[str], days_per_unit: float
+) -> tuple[dict[str, ClvModel], dict[str, Array]]:
+    """Return the fitted models by title, and every method's purchases per row of the window."""
+    import numpy as np
+
+    each = [fit(window.past, model=model, days_per_unit=days_per_unit) for model in models]
+    fitted = {model.title: model for model in each}
+    forecasts = {
+        title: model.formulas.conditional_purchases(
+            model.parameters,
+            window.x,
+            model.units(window.t_x),
+            model.units(window.T),
+            model.units(window.days),
+        )
+        for title, model in fitted.items()
+    }
+    forecasts[SAME_RATE] = window.x / np.maximum(window.T, 1) * window.days
+    forecasts[SAME_COUNT] = window.x
+    forecasts[NOTHING] = np.zeros_like(window.x)
+    return fitted, forecasts
+
+
+def _errors(window: _Window, models: Sequence[str], days_per_unit: float) -> dict[str, float]:
+    """Return every method's error on an earlier window; nothing where too few had come back."""
+    try:
+        forecasts = _forecasts(window, models, days_per_unit)[1]
+    except tables.DataError:
+        return {}
+    return {name: window.rmse(forecast) for name, forecast in forecasts.items()}
+
+
+def _boosted(earlier: _Window, window: _Window, seed: int) -> Array:
+    """Return the forecast of boosted trees that learnt from an earlier window, scaled to this."""
+    import numpy as np
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    def features(one: _Window) -> Array:
+        silent, gap = one.T - one.t_x, one.t_x / np.maximum(one.x, 1)
+        return np.column_stack(
+            [one.x, one.t_x, one.T, silent, gap, silent / np.maximum(gap, 1), one.x / (one.T + 1)]
+        )
+
+    trees = HistGradientBoostingRegressor(loss="poisson", learning_rate=0.05, random_state=seed)
+    trees.fit(features(earlier), earlier.bought, sample_weight=earlier.weights)
+    return np.asarray(trees.predict(features(window)) * (window.days / earlier.days))
+
+
+def _more_scores(model: ClvModel, window: _Window) -> dict[str, float]:
+    """Return what only a model has: the log score of buying at all, and the error of the sales."""
+    import numpy as np
+
+    times = (model.units(one) for one in (window.t_x, window.T, window.days))
+    chance = model.formulas.p_purchase(model.parameters, window.x, *times)
+    chance = np.clip(chance, 1e-9, 1 - 1e-9)
+    said = np.where(window.bought > 0, np.log(chance), np.log1p(-chance))
+    values = model.predict(window.past, horizon_days=window.days, margin=1.0, intervals=False)
+    sales = values.expected_value.sum().to_pyarrow().as_py()
+    actual = float(window.sales.sum())
+    return {
+        "log_score": float(window.weights @ said / window.weights.sum()),
+        "sales_error": sales / actual - 1 if actual > 0 else float("nan"),
+    }
 
 
 def _tracking(
@@ -268,39 +440,3 @@ def _tracking(
             "actual": actual.loc[shown].astype(int),
         }
     )
-
-
-def score(forecast: Array, actual: Array, weights: Array) -> dict[str, float]:
-    """Compare a forecast per customer with what happened.
-
-    Parameters
-    ----------
-    forecast, actual : numbers of purchases; `weights`: how many customers have this row's numbers
-
-    Returns
-    -------
-    purchases, the forecast total; mae and rmse per customer; total_error, a share of the actual
-    total; capture_top10, the share of the actual purchases that the tenth of the customers with
-    the highest forecast made; auc of the forecast for buying at all. Customers with equal
-    forecasts share their places, so the order of the rows changes nothing.
-    """
-    import numpy as np
-
-    total, customers_in_all = weights @ actual, weights.sum()
-    levels, level = np.unique(-forecast, return_inverse=True)
-    size = np.bincount(level, weights, len(levels))
-    made = np.bincount(level, weights * actual, len(levels))
-    place, share = (np.concatenate([[0], np.cumsum(v) / v.sum()]) for v in (size, made))
-    buyers = np.bincount(level, weights * (actual > 0), len(levels))
-    others = size - buyers
-    # Mann-Whitney: pairs of a buyer and another in the right order, ties count half.
-    behind = others.sum() - np.cumsum(others)
-    pairs = buyers.sum() * others.sum()
-    return {
-        "purchases": float(weights @ forecast),
-        "mae": float(weights @ np.abs(forecast - actual) / customers_in_all),
-        "rmse": float(np.sqrt(weights @ (forecast - actual) ** 2 / customers_in_all)),
-        "total_error": float(weights @ forecast / total - 1) if total else float("nan"),
-        "capture_top10": float(np.interp(0.1, place, share)) if total else float("nan"),
-        "auc": float(buyers @ (behind + others / 2) / pairs) if pairs else float("nan"),
-    }

@@ -125,6 +125,33 @@ def tracking(result: Backtest) -> Chart:
     return chart
 
 
+def calibration(result: Backtest) -> Chart:
+    """Draw purchases per customer in the hold-out, by tenth of the customers by forecast."""
+    n, frame = result.numbers, result.calibration
+    told = "; ".join(
+        f"part {part} of {len(frame)}: {n.number(row.expected, 2)} expected, "
+        f"{n.number(row.actual, 2)} made"
+        for part, row in enumerate(frame.itertuples(), start=1)
+    )
+    with matplotlib.rc_context(STYLE):
+        chart, axes = _draw(
+            "Do those buy of whom it is expected?",
+            f"Purchases per customer, customers in order of their forecast. {told}."
+            if told
+            else "Too few customers, or one who makes half of the purchases, to say so.",
+        )
+        places = range(1, len(frame) + 1)
+        axes.bar([p - 0.2 for p in places], frame["actual"], 0.4, color=ACTUAL, label="actual")
+        axes.bar([p + 0.2 for p in places], frame["expected"], 0.4, color=MODEL, label="expected")
+        axes.set_xticks(list(places))
+        axes.grid(visible=False, axis="x")
+        axes.set(xlabel="customers by forecast, lowest tenth first", ylabel="purchases each")
+        axes.legend(frameon=False, labelcolor=[ACTUAL, MODEL])
+        digits = 1 if len(frame) and frame[["actual", "expected"]].to_numpy().max() < 5 else 0
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: n.number(value, digits)))
+    return chart
+
+
 def purchase_counts(result: PurchaseCounts, numbers: results.Numbers) -> Chart:
     """Draw how many customers made so many repeat purchases, seen and expected by the model."""
     counts = result.counts

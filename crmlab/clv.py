@@ -2,30 +2,209 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 from crmlab import results, tables
-from crmlab.backtests import Backtest, backtest, halfway
-from crmlab.fitting import PurchaseCounts, fit, purchase_counts, to_lifetimes
+from crmlab.backtests import MODELS, Backtest, backtest, halfway
+from crmlab.fitting import fit, to_lifetimes
 from crmlab.forecasts import ClvModel
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
     import pandas as pd
 
+    from crmlab.sources import Shop
+
 __all__ = [
     "Backtest",
+    "Checks",
     "ClvModel",
     "PurchaseCounts",
+    "Range",
     "Worth",
     "backtest",
+    "checks",
     "fit",
     "halfway",
     "purchase_counts",
     "to_lifetimes",
+    "total_range",
     "worth",
 ]
+
+
+SHARED_DRAWS = 40  # of the parameters, for the range of a total
+ENOUGH_SPLITS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Checks:
+    """Hold-out checks at several splits: how far totals were off, each time.
+
+    `rows` has one row per split: split; horizon_days; method, as chosen before it; total_error;
+    rmse; best, in hindsight, and its rmse.
+    """
+
+    rows: pd.DataFrame
+    numbers: results.Numbers
+
+    @property
+    def spread(self) -> float:
+        """The largest error of a total, as a logarithm; nan from fewer than three splits."""
+        import numpy as np
+
+        if len(self.rows) < ENOUGH_SPLITS:
+            return float("nan")
+        return float(np.abs(np.log(np.maximum(1 + self.rows["total_error"], 0.01))).max())
+
+    @property
+    def verdict(self) -> str:
+        """How far off the totals were."""
+        n, errors = self.numbers, self.rows["total_error"]
+        if errors.empty:
+            return "The log is too short to test a forecast on it: these figures are not tested."
+        listed = ", ".join(n.percent(error, signed=True) for error in errors)
+        told = f"At {n.number(len(errors))} earlier dates the forecast total was off by {listed}."
+        return told if len(errors) >= ENOUGH_SPLITS else f"{told} That is too few to go by."
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per split, the latest first."""
+        return self.rows
+
+    def _repr_html_(self) -> str:
+        n = self.numbers
+        if self.rows.empty:
+            return f"<p>{escape(self.verdict)}</p>"
+        return f"<p>{escape(self.verdict)}</p>" + results.html_table(
+            self.rows,
+            title="The forecast at earlier dates",
+            formats={
+                "split": n.day,
+                "horizon_days": n.number,
+                "total_error": lambda value: n.percent(value, signed=True),
+                **dict.fromkeys(("rmse", "best_rmse"), lambda value: n.number(value, 3)),
+            },
+            headings={
+                "horizon_days": "days ahead",
+                "method": "chosen before",
+                "total_error": "total",
+                "rmse": "its error",
+                "best": "best in hindsight",
+                "best_rmse": "error",
+            },
+        )
+
+
+def checks(
+    shop: Shop,
+    *,
+    as_of: str | dt.date,
+    horizon_days: int,
+    models: Sequence[str] = MODELS,
+    splits: int = ENOUGH_SPLITS,
+    days_per_unit: float = 7,
+) -> Checks:
+    """Make the hold-out check at several splits, each half a horizon before the last.
+
+    Where the log is shorter than three horizons, they look a third of the log ahead.
+
+    Parameters
+    ----------
+    as_of : the last day that may be looked at
+    models : as `backtest` takes them
+    splits : int, how many to try; those that the log is too short for are left out
+    """
+    import pandas as pd
+
+    last_day = tables.day(as_of)
+    first = shop.check("transactions").first or last_day
+    days = max(min(horizon_days, (last_day - first).days // 3), 1)
+    rows = []
+    for number in range(splits):
+        split = last_day - dt.timedelta(days + number * days // 2)
+        try:
+            test = backtest(
+                shop,
+                split=split,
+                horizon_days=days,
+                as_of=last_day,
+                models=models,
+                challenger=False,
+                days_per_unit=days_per_unit,
+            )
+        except (tables.DataError, tables.UsageError):
+            continue  # too few customers had come back by then
+        errors = test.rows.set_index("method")["rmse"]
+        rows.append(
+            {
+                "split": split,
+                "horizon_days": days,
+                "method": test.choice,
+                "total_error": test.total_error,
+                "rmse": errors[test.choice],
+                "best": test.best,
+                "best_rmse": errors[test.best],
+            }
+        )
+    columns = ["split", "horizon_days", "method", "total_error", "rmse", "best", "best_rmse"]
+    return Checks(pd.DataFrame(rows, columns=columns), shop.numbers)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Between what a total lies: 95 % by the model, and at least as far as earlier ones were off.
+
+    `tested` says whether enough earlier forecasts could be held against what happened.
+    """
+
+    low: float
+    high: float
+    tested: bool
+
+
+def total_range(
+    model: ClvModel,
+    summary: ir.Table,
+    values: ir.Table,
+    *,
+    horizon_days: int,
+    margin: float,
+    annual_discount_rate: float,
+    checks: Checks,
+    seed: int = 1,
+) -> Range:
+    """Return between what the value of all customers lies.
+
+    The parameters are drawn once for all customers, who therefore err together; each one's own
+    chance adds its variance; and where earlier forecasts were off by more, that holds.
+
+    Parameters
+    ----------
+    values : ibis table as `ClvModel.predict` gives it with intervals, on the same terms
+    """
+    import numpy as np
+
+    rng, rows = np.random.default_rng(seed), model.alike(summary)
+    totals = [
+        model.drawn(rng).total(
+            rows,
+            horizon_days=horizon_days,
+            margin=margin,
+            annual_discount_rate=annual_discount_rate,
+        )
+        for _ in range(SHARED_DRAWS)
+    ]
+    variances = values.clv_sd * values.clv_sd
+    sums = values.aggregate(total=values.clv.sum(), own=variances.sum()).to_pyarrow().to_pylist()
+    total, own = sums[0]["total"], sums[0]["own"]
+    off = 1.959964 * np.sqrt(np.var(np.log(totals), ddof=1) + own / total**2)
+    tested = checks.spread == checks.spread
+    factor = float(np.exp(max(off, checks.spread) if tested else off))
+    return Range(total / factor, total * factor, tested)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +225,7 @@ class Worth:
     fifths: pd.DataFrame
     curve: pd.DataFrame
     numbers: results.Numbers
+    between: Range | None = None
 
     @property
     def top_share(self) -> float:
@@ -57,14 +237,23 @@ class Worth:
     @property
     def kpis(self) -> list[results.Kpi]:
         """The tiles of the page."""
+        n = self.numbers
         return [
             results.Kpi("Customers", self.customers, "count", "up"),
             results.Kpi(f"Lifetime value, {self.horizon_days} days", self.clv, "money", "up",
-                        f"{self.numbers.percent(self.margin, 0)} margin, discounted"),
+                        self._range or f"{n.percent(self.margin, 0)} margin, discounted"),
             results.Kpi("Customers expected to buy", self.expected_buyers, "count", "up",
                         f"within {self.horizon_days} days"),
             results.Kpi("Brought by the best fifth", self.top_share, "share"),
         ]  # fmt: skip
+
+    @property
+    def _range(self) -> str:
+        """Between what the value lies, in a few words."""
+        if not self.between or self.clv != self.clv:
+            return ""
+        low, high = (self.numbers.short_money(end) for end in (self.between.low, self.between.high))
+        return f"{low} to {high}{'' if self.between.tested else ', model only, not tested'}"
 
     @property
     def verdict(self) -> str:
@@ -78,7 +267,8 @@ class Worth:
         worth = (
             f"Our {n.number(self.customers)} customers are expected to spend "
             f"{n.short_money(self.expected_value)} in the next {n.number(self.horizon_days)} days, "
-            f"worth {n.short_money(self.clv)} today at a margin of {n.percent(self.margin, 0)}."
+            f"worth {n.short_money(self.clv)} today at a margin of {n.percent(self.margin, 0)}"
+            f"{f' ({self._range})' if self._range else ''}."
         )
         if self.top_share != self.top_share:
             return worth
@@ -119,6 +309,7 @@ def worth(
     annual_discount_rate: float,
     numbers: results.Numbers,
     k: int,
+    between: Range | None = None,
 ) -> Worth:
     """Add up a forecast: what the base is worth, and how much of it the best customers bring.
 
@@ -126,6 +317,7 @@ def worth(
     ----------
     values : ibis table as `ClvModel.predict` gives it, made with the same horizon and margin
     k : int, the fewest customers a figure may stand for
+    between : as `total_range` gives it
     """
     import ibis
     import pandas as pd
@@ -176,6 +368,7 @@ def worth(
         ],
         curve=pd.concat([start, curve], ignore_index=True),
         numbers=numbers,
+        between=between,
     )
 
 
@@ -195,3 +388,59 @@ def _by_value(values: ir.Table, step: ir.Value) -> pd.DataFrame:
         .order_by("step")
         .to_pandas()
     )
+
+
+@dataclass(frozen=True, eq=False)
+class PurchaseCounts:
+    """How many customers made so many repeat purchases: seen, and expected by the model.
+
+    `counts`: label, customers, expected; labels run 0, 1, ... and end in "n or more".
+    """
+
+    counts: pd.DataFrame
+    as_of: dt.date
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per number of repeat purchases."""
+        return self.counts
+
+    def _repr_html_(self) -> str:
+        numbers = results.Numbers()
+        return results.html_table(
+            self.counts,
+            title="Repeat purchases per customer",
+            formats=dict.fromkeys(("customers", "expected"), numbers.number),
+            headings={"label": "repeat purchases"},
+        )
+
+
+def purchase_counts(model: ClvModel, summary: ir.Table, *, most: int = 7, k: int) -> PurchaseCounts:
+    """Compare the number of customers by repeat purchases with what the model expects.
+
+    Parameters
+    ----------
+    summary : ibis table as `customers.summary` gives it, the one the model was fitted on
+    most : int, the last bar is "so many or more"; it starts earlier where customers are few
+    k : int, the fewest customers a bar may stand for
+    """
+    import numpy as np
+    import pandas as pd
+
+    capped = summary.mutate(bar=summary.frequency.clip(upper=most))
+    seen = capped.group_by("bar").aggregate(customers=capped.count()).to_pandas()
+    counts = np.zeros(most + 1)
+    counts[seen["bar"].to_numpy(int)] = seen["customers"]
+    ages = summary.group_by("T").aggregate(customers=summary.count()).order_by("T").to_pandas()
+    probabilities = model.formulas.p_count(
+        model.parameters, most - 1, model.units(ages["T"].to_numpy(float))
+    )
+    expected = probabilities @ ages["customers"].to_numpy(float)
+    expected = np.append(expected, counts.sum() - expected.sum())
+    # Bars of too few customers join the last one.
+    while most > 0 and (counts[: most + 1] < k).any():
+        most -= 1
+        counts[most], expected[most] = counts[most:].sum(), expected[most:].sum()
+        counts, expected = counts[: most + 1], expected[: most + 1]
+    labels = [str(n) for n in range(most)] + [f"{most} or more"]
+    frame = pd.DataFrame({"label": labels, "customers": counts.astype(int), "expected": expected})
+    return PurchaseCounts(frame, model.as_of)

@@ -8,15 +8,13 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from crmlab import results, tables
-from crmlab.forecasts import KEYS, TITLES, ClvModel, Estimates, Spend, check_range
+from crmlab import tables
+from crmlab.forecasts import KEYS, TITLES, ClvModel, Estimates, Spend
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
-    import pandas as pd
 
     from crmlab.models import Array, PurchaseModel
 
@@ -24,9 +22,11 @@ if TYPE_CHECKING:
 MIN_REPEAT_CUSTOMERS = 30
 # What two more parameters must add to the log-likelihood: half the 95 % point of chi-squared (2).
 LEAST_GAIN = 3.0
+WIDEST = 100  # times its start: a parameter that far out is as good as infinite
 FEW = 20_000  # unique rows that a fit starts with; the rest only move it a little
 
 # Of the logarithms of the parameters: value, gradient and, where it is asked for, the Hessian.
+Rows: TypeAlias = "tuple[Array, ...]"  # x, t_x, T and how many customers have them
 Derivatives: TypeAlias = "Callable[[Array, bool], tuple[float, Array, Array]]"
 
 
@@ -50,7 +50,7 @@ def fit(summary: ir.Table, *, model: str = "bgnbd", days_per_unit: float = 7) ->
 
     from crmlab import models
 
-    check_range("days_per_unit", days_per_unit, 0.001, 10_000)
+    tables.check_range("days_per_unit", days_per_unit, 0.001, 10_000)
     if model not in TITLES:
         raise tables.UsageError(
             f"There is no model {model!r}; choose one of {', '.join(TITLES)}."
@@ -67,20 +67,23 @@ def fit(summary: ir.Table, *, model: str = "bgnbd", days_per_unit: float = 7) ->
             "as_of."
         )
     data = (x, t_x / days_per_unit, T / days_per_unit, weights)
-    estimates, total, notes = _fit_purchases(models.MODELS["nbd"], data, (0.5, _mean_gap(data)))
-    chosen = "nbd"
+    few = tuple(column[:: max(1, len(x) // FEW)] for column in data)
+    nbd = _fit_purchases(models.MODELS["nbd"], data, few, (0.5, _mean_gap(data)))
+    chosen, fitted = "nbd", nbd
     if model != "nbd":
-        start = tuple(estimates.parameters.values())
-        richer = _fit_purchases(models.MODELS[model], data, start)
-        if richer[1] - total < LEAST_GAIN:
-            notes += (
-                f"That customers stop buying for good does not show in this log: {TITLES[model]} "
-                f"fits it no better than NBD, in which no one ever stops (log-likelihoods "
-                f"{richer[1]:.2f} and {total:.2f}). So NBD is used, and its forecasts are too high "
-                "wherever customers do stop.",
-            )
-        else:
-            chosen, (estimates, total, notes) = model, richer
+        parameters = nbd[0].parameters
+        least = few[3] @ models.MODELS["nbd"].log_likelihood(parameters, *few[:3]) + LEAST_GAIN
+        richer = _fit_purchases(
+            models.MODELS[model], data, few, tuple(parameters.values()), least=least
+        )
+        chosen, fitted = (model, richer) if richer[1] > nbd[1] + LEAST_GAIN else (chosen, nbd)
+    estimates, total, notes = fitted
+    if chosen != model:
+        notes += (
+            f"That customers stop buying for good does not show in this log: {TITLES[model]} fits "
+            "it no better than NBD, in which no one ever stops. So NBD is used, and its forecasts "
+            "are too high wherever customers do stop.",
+        )
     spend, spend_notes = _fit_spend(summary)
     newest = summary.order_by(summary["T"], summary.customer_id).limit(1).to_pandas().iloc[0]
     return ClvModel(
@@ -96,29 +99,37 @@ def fit(summary: ir.Table, *, model: str = "bgnbd", days_per_unit: float = 7) ->
     )
 
 
-def _mean_gap(data: tuple[Array, Array, Array, Array]) -> float:
+def _mean_gap(data: Rows) -> float:
     """Return a first guess of alpha for r = .5: half of the time seen per repeat purchase."""
     x, _, T, weights = data
     return max(0.5 * float(weights @ T) / float(weights @ x), 1e-6)
 
 
 def _fit_purchases(
-    formulas: PurchaseModel, data: tuple[Array, Array, Array, Array], nbd: tuple[float, ...]
+    formulas: PurchaseModel,
+    data: Rows,
+    few: Rows,
+    nbd: tuple[float, ...],
+    least: float = float("-inf"),
 ) -> tuple[Estimates, float, tuple[str, ...]]:
-    """Return estimates, log-likelihood and notes of a purchase model, starting from NBD's."""
+    """Return estimates, log-likelihood and notes of a purchase model, starting from NBD's.
+
+    Where a few of the rows do not even reach the log-likelihood `least`, it ends there.
+    """
     import numpy as np
 
     start = np.log([*nbd, *formulas.guess])
     if formulas.key == "paretonbd":  # the scale of the time to stopping is one of time
         start[3] += np.log(max(float(np.median(data[2])), 1e-6))
-    whole = Likelihood(formulas, *data)
-    step = max(1, len(data[0]) // FEW)
-    some = Likelihood(formulas, *(column[::step] for column in data)) if step > 1 else whole
-    logs, found = _maximum(whole.derivatives, some.derivatives, start, float(data[3].sum()))
+    whole, some = Likelihood(formulas, *data), Likelihood(formulas, *few)
+    logs = _bounded(some.derivatives, start, start, float(few[3].sum()))
+    if some.derivatives(logs, False)[0] < least:
+        return _estimates(formulas.names, logs, None), float("-inf"), ()
+    logs, found = _maximum(whole.derivatives, logs, start, float(data[3].sum()))
     notes: tuple[str, ...] = ()
     if not found:
         notes = (
-            f"{formulas.title}: no maximum at finite parameters, so they were held within 1,000 "
+            f"{formulas.title}: no maximum at finite parameters, so they were held within 100 "
             "times a usual value. How customers differ, in how often they buy or in when they "
             "stop, does not show in this log. Forecasts are usable if the hold-out check says so; "
             "standard errors there are none.",
@@ -215,31 +226,31 @@ def _pairs(place: Any, t: Array) -> tuple[Any, Array, Any]:
     return found // len(times), times[found % len(times)], back
 
 
-def _maximum(
-    whole: Derivatives, some: Derivatives, start: Array, customers: float
-) -> tuple[Array, bool]:
-    """Return where a likelihood is largest, and whether that is a maximum at finite parameters.
-
-    First on `some` of the rows, with each parameter within 1,000 times its start; then Newton's
-    steps on all of them, which end where another could add nothing.
-    """
+def _bounded(derivatives: Derivatives, at: Array, start: Array, customers: float) -> Any:
+    """Climb from `at`, each parameter within WIDEST times its start."""
     import numpy as np
     from scipy.optimize import minimize
 
-    def bounded(derivatives: Derivatives, at: Array) -> Any:
-        def loss(logs: Array) -> tuple[float, Array]:
-            total, gradient, _ = derivatives(logs, False)
-            return -total / customers, -gradient / customers
+    def loss(logs: Array) -> tuple[float, Array]:
+        total, gradient, _ = derivatives(logs, False)
+        return -total / customers, -gradient / customers
 
-        bounds = [(value - np.log(1000), value + np.log(1000)) for value in start]
-        options = {"ftol": 1e-14, "gtol": 1e-9, "maxiter": 500}
-        return minimize(loss, at, jac=True, bounds=bounds, method="L-BFGS-B", options=options).x
+    bounds = [(value - np.log(WIDEST), value + np.log(WIDEST)) for value in start]
+    options = {"ftol": 1e-12, "gtol": 1e-8, "maxiter": 300}
+    return minimize(loss, at, jac=True, bounds=bounds, method="L-BFGS-B", options=options).x
 
-    logs = bounded(some, start)
+
+def _maximum(whole: Derivatives, logs: Array, start: Array, customers: float) -> tuple[Array, bool]:
+    """Return where a likelihood is largest, and whether that is a maximum at finite parameters.
+
+    By Newton's steps from near it, which end where another could add nothing.
+    """
+    import numpy as np
+
     for _ in range(30):
         total, gradient, hessian = whole(logs, True)
         curved = np.linalg.eigvalsh(-hessian).min() > 1e-9 * customers
-        if not curved or np.abs(logs - start).max() > 0.99 * np.log(1000):
+        if not curved or np.abs(logs - start).max() > 0.99 * np.log(WIDEST):
             break
         step = np.linalg.solve(-hessian, gradient)
         if gradient @ step < 1e-9:
@@ -248,7 +259,7 @@ def _maximum(
         while whole(logs + size * step, False)[0] < total and size > 1e-3:
             size /= 2
         logs = logs + size * step
-    return bounded(whole, logs), False
+    return _bounded(whole, logs, start, customers), False
 
 
 def _estimates(names: tuple[str, ...], logs: Array, hessian: Array | None) -> Estimates:
@@ -278,9 +289,10 @@ def _fit_spend(summary: ir.Table) -> tuple[Spend, list[str]]:
             f"of a purchase needs at least {MIN_REPEAT_CUSTOMERS} of them."
         )
     start = np.log([5.0, 4.0, float(weights @ value / weights.sum())])
-    whole, step = spend_derivatives(x, value, weights), max(1, len(x) // FEW)
-    some = spend_derivatives(x[::step], value[::step], weights[::step])
-    logs, found = _maximum(whole, some, start, float(weights.sum()))
+    whole, few = spend_derivatives(x, value, weights), slice(None, None, max(1, len(x) // FEW))
+    some = spend_derivatives(x[few], value[few], weights[few])
+    logs = _bounded(some, start, start, float(weights[few].sum()))
+    logs, found = _maximum(whole, logs, start, float(weights.sum()))
     notes = [] if found else [
         "Gamma-Gamma: customers do not visibly differ in what they spend, so each is taken to "
         "spend nearly what all do on average."
@@ -388,59 +400,3 @@ def lifetimes_imported() -> Iterator[Any]:
 
         pd.set_option("mode.chained_assignment", before)
         yield lifetimes
-
-
-@dataclass(frozen=True, eq=False)
-class PurchaseCounts:
-    """How many customers made so many repeat purchases: seen, and expected by the model.
-
-    `counts`: label, customers, expected; labels run 0, 1, ... and end in "n or more".
-    """
-
-    counts: pd.DataFrame
-    as_of: dt.date
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return one row per number of repeat purchases."""
-        return self.counts
-
-    def _repr_html_(self) -> str:
-        numbers = results.Numbers()
-        return results.html_table(
-            self.counts,
-            title="Repeat purchases per customer",
-            formats=dict.fromkeys(("customers", "expected"), numbers.number),
-            headings={"label": "repeat purchases"},
-        )
-
-
-def purchase_counts(model: ClvModel, summary: ir.Table, *, most: int = 7, k: int) -> PurchaseCounts:
-    """Compare the number of customers by repeat purchases with what the model expects.
-
-    Parameters
-    ----------
-    summary : ibis table as `customers.summary` gives it, the one the model was fitted on
-    most : int, the last bar is "so many or more"; it starts earlier where customers are few
-    k : int, the fewest customers a bar may stand for
-    """
-    import numpy as np
-    import pandas as pd
-
-    capped = summary.mutate(bar=summary.frequency.clip(upper=most))
-    seen = capped.group_by("bar").aggregate(customers=capped.count()).to_pandas()
-    counts = np.zeros(most + 1)
-    counts[seen["bar"].to_numpy(int)] = seen["customers"]
-    ages = summary.group_by("T").aggregate(customers=summary.count()).order_by("T").to_pandas()
-    probabilities = model.formulas.p_count(
-        model.parameters, most - 1, model.units(ages["T"].to_numpy(float))
-    )
-    expected = probabilities @ ages["customers"].to_numpy(float)
-    expected = np.append(expected, counts.sum() - expected.sum())
-    # Bars of too few customers join the last one.
-    while most > 0 and (counts[: most + 1] < k).any():
-        most -= 1
-        counts[most], expected[most] = counts[most:].sum(), expected[most:].sum()
-        counts, expected = counts[: most + 1], expected[: most + 1]
-    labels = [str(n) for n in range(most)] + [f"{most} or more"]
-    frame = pd.DataFrame({"label": labels, "customers": counts.astype(int), "expected": expected})
-    return PurchaseCounts(frame, model.as_of)

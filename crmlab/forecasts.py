@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,6 +134,17 @@ class ClvModel:
 
         return models.MODELS[self.model]
 
+    def drawn(self, rng: np.random.Generator) -> ClvModel:
+        """Return the model with parameters that the log allows as well, drawn."""
+        own, spend = self.estimates.drawn(rng), self.spend.estimates.drawn(rng)
+        spend["q"] = max(spend["q"], 1.05)  # below 1 the mean of a purchase is infinite
+        estimates = replace(self.spend.estimates, parameters=spend)
+        return replace(
+            self,
+            estimates=replace(self.estimates, parameters=own),
+            spend=replace(self.spend, estimates=estimates),
+        )
+
     def units(self, days: Any) -> Any:
         """Return a number of days, or an array of them, in the parameters' unit."""
         return days / self.days_per_unit
@@ -183,7 +194,7 @@ class ClvModel:
             ("annual_discount_rate", annual_discount_rate, 0, 10),
             ("margin", margin, 0, 1),
         ):
-            check_range(name, value, low, high)
+            tables.check_range(name, value, low, high)
         import ibis
         import numpy as np
 
@@ -217,6 +228,32 @@ class ClvModel:
         names = [name for name in forecast.columns if name not in (*keys, *mean)]
         joined = forecast.inner_join(drawn, keys)
         return joined.select(*names, "clv_low", "clv_high", "clv_sd", *mean)
+
+    def total(
+        self, rows: pd.DataFrame, *, horizon_days: int, annual_discount_rate: float, margin: float
+    ) -> float:
+        """Return the summed clv of customers alike, as `alike` groups them."""
+        import numpy as np
+        import pandas as pd
+
+        x, t_x, T, known, in_all, n = (rows[name].to_numpy(float) for name in rows.columns)
+        place, pairs = pd.factorize(x * 2.0**24 + T)  # days of 40 thousand years
+        t_x, T, t = self.units(t_x), self.units(T), self.units(horizon_days)
+        at_x, at_T = pairs // 2**24, self.units(pairs % 2**24)
+        rate = np.log1p(annual_discount_rate) * self.days_per_unit / 365
+        p, q, v = self.spend.estimates.parameters.values()
+        later = self._discounted(self.parameters, at_x, at_T, t, rate)[place]
+        spent = p * (n * v + in_all) / (p * x * known + q - 1)
+        alive = self.formulas.p_alive(self.parameters, x, t_x, T)
+        return float(margin * (alive * later) @ spent)
+
+    def alike(self, summary: ir.Table) -> pd.DataFrame:
+        """Return how many customers share a history, and what they spent on repeat purchases."""
+        count, in_all = self._past_spend(summary)
+        rows = summary.mutate(known=(count > 0).cast("int64"), in_all=in_all)
+        keys = [*KEYS, "known"]
+        each = rows.group_by(keys).aggregate(in_all=rows.in_all.sum(), customers=rows.count())
+        return each.order_by(keys).to_pandas()
 
     def _pairs(
         self, summary: ir.Table, t: float, rate: float, *, slopes: bool
@@ -373,7 +410,7 @@ class ClvModel:
         notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
         return notes + results.html_table(
             self.to_frame(),
-            title=f"{self.title} on {self.customers} customers as of {self.as_of}, "
+            title=f"{self.title} on {self.customers:,} customers as of {self.as_of}, "
             f"log-likelihood {self.log_likelihood:.3f}, unit {self.days_per_unit:g} days",
             formats=dict.fromkeys(
                 ("estimate", "standard_error"), lambda value: numbers.number(value, 4)
@@ -407,9 +444,3 @@ class ClvModel:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise tables.DataError(f"{path} holds no model that crmlab wrote: {error!r}") from error
         return model
-
-
-def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Raise `UsageError` for what is no number, or out of range."""
-    if value is None or isinstance(value, (str, bool)) or not low <= value <= high:
-        raise tables.UsageError(f"{name} is {value!r}; it must lie between {low} and {high}.")

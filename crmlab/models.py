@@ -250,11 +250,31 @@ def _log_tail(p: Parameters, m: Array, k: float, t: Array) -> Array:
     first, second = np.log(alpha + t), np.log(beta + t)
     if alpha >= beta:
         log = -m * first + (1 - k) * second
-        series = hyp2f1(1, m, m + k, (alpha - beta) / (alpha + t))
+        series = _series(m, m + k, (alpha - beta) / (alpha + t))
     else:
         log = (1 - m) * first - k * second
-        series = hyp2f1(1, k, m + k, (beta - alpha) / (beta + t))
+        series = _series(k, m + k, (beta - alpha) / (beta + t))
     return np.asarray(log - np.log(m + k - 1) + np.log(series))
+
+
+def _series(b: Array | float, c: Array, z: Array) -> Array:
+    """Return 2F1(1, b; c; z) for z between 0 and 1.
+
+    Where scipy gives none, for large b and c near z = 1, by Gauss's continued fraction (Abramowitz
+    and Stegun 15.3.3; Gauss 1813), which converges for all z below 1.
+    """
+    found = np.asarray(hyp2f1(1, b, c, z))
+    lost = ~np.isfinite(found)
+    if not lost.any():
+        return found
+    b, c, z = (np.broadcast_to(one, found.shape)[lost] for one in (b, c, z))
+    fraction = np.ones_like(z)
+    for n in range(1000, 0, -1):
+        even = n * (c - b + n - 1) / ((c + 2 * n - 2) * (c + 2 * n - 1))
+        odd = (b + n) * (c + n - 1) / ((c + 2 * n - 1) * (c + 2 * n))
+        fraction = 1 - even * z / (1 - odd * z / fraction)
+    found[lost] = 1 / (1 - b / c * z / fraction)
+    return found
 
 
 def spend_log_likelihood(p: Parameters, x: Array, value: Array) -> Array:

@@ -38,7 +38,7 @@ class Reading:
     decimal: str = "."
     date_format: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
-    tidy: frozenset[str] = frozenset()  # text columns in which the check found nothing to trim
+    tidy: frozenset[str] = frozenset()  # columns of a file in which the check found nothing to mend
 
 
 @contextmanager
@@ -228,6 +228,8 @@ def _moment(value: ir.Value, column: Column, reading: Reading) -> ir.Value:
         read = _to_shop(value, reading)
     else:
         raise _wrong_type(found, column, reading)
+    if column.name in reading.tidy and not found.is_string():
+        return read
     # "inf" and the like are times to DuckDB and PostgreSQL, but to no calendar; and a year of two
     # digits, read as one of four, would be the time of the Caesars.
     days = [ibis.timestamp(first_or_last) for first_or_last in ("1800-01-01", "9999-12-30")]

@@ -431,3 +431,9 @@ def day(value: str | dt.date, *, name: str = "as_of") -> dt.date:
         return dt.date.fromisoformat(value)
     except (TypeError, ValueError):
         raise UsageError(f"{name} is {value!r}; it must be a date such as 1998-06-30.") from None
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise `UsageError` for what is no number, or out of range."""
+    if value is None or isinstance(value, (str, bool)) or not low <= value <= high:
+        raise UsageError(f"{name} is {value!r}; it must lie between {low} and {high}.")

@@ -13,10 +13,11 @@ def drawn(sample):
     model = clv.fit(summary)
     terms = {"horizon_days": 365, "margin": 0.3, "annual_discount_rate": 0.1}
     worth = clv.worth(model.predict(summary, **terms), **terms, numbers=shop.numbers, k=10)
-    test = clv.backtest(shop, split="1997-09-30", horizon_days=273)
+    test = clv.backtest(shop, split="1997-09-30", horizon_days=273, models=["bgnbd"])
     counts = clv.purchase_counts(model, summary, k=10)
     return {
         "tracking": lambda: charts.tracking(test),
+        "calibration": lambda: charts.calibration(test),
         "purchase_counts": lambda: charts.purchase_counts(counts, shop.numbers),
         "concentration": lambda: charts.concentration(worth),
     }
@@ -25,6 +26,7 @@ def drawn(sample):
 def test_every_chart_says_its_numbers_in_words(drawn):
     alts = {name: draw().alt for name, draw in drawn.items()}
     assert "4,339 made, 4,166 expected by the model (−4.0%)" in alts["tracking"]
+    assert re.search(r"part 10 of 10: \d\.\d\d expected, \d\.\d\d made", alts["calibration"])
     assert "0: 1,411 seen, 1,408 expected" in alts["purchase_counts"]
     assert "The best 20% of the customers bring" in alts["concentration"]
 

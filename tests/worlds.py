@@ -2,7 +2,7 @@
 
 import datetime as dt
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ibis
 import numpy as np
@@ -79,3 +79,38 @@ def generate(model, n, seed, *, weeks=104, horizon=52.0, yearly=0.1, truth=None)
         active &= rng.uniform(size=n) >= p_stop
     mean = np.divide(spent, x, out=np.full(n, np.nan), where=x > 0)
     return World(x, t_x, T, mean, later, brought)
+
+
+def coverage(model, worlds, n, name, first=0):
+    """How often the intervals of fits to `worlds` of `n` customers hold what they should hold.
+
+    Returns a frame, a row per world: the share of the customers whose mean interval holds their
+    true expected value, and the shares whose predictive interval holds what they then brought, of
+    all and by number of past purchases.
+    """
+    from crmlab import clv, models
+
+    formulas, truth = models.MODELS[model], TRUTH[model]
+    rows = []
+    for number in range(first, first + worlds):
+        world = generate(model, n, seed_of(name, number))
+        fitted = clv.fit(world.summary(), model=model)
+        values = fitted.predict(world.summary(), horizon_days=364, margin=1.0, seed=number)
+        values = values.order_by("customer_id").to_pandas()
+        same = replace(fitted.estimates, parameters=truth)
+        true = replace(fitted, model=model, estimates=same)
+        rate = np.log(1.1) * 7 / 365
+        expected = true._discounted(truth, world.x, world.T, 52.0, rate)
+        expected *= formulas.p_alive(truth, world.x, world.t_x, world.T)
+        in_all = np.where(world.x > 0, world.x * world.value, 0)
+        expected *= models.value_of_a_purchase(SPEND, world.x, in_all)
+        mean = values["clv_mean_low"].le(expected) & values["clv_mean_high"].ge(expected)
+        # The draws are kept with seven digits, and nothing is nothing.
+        held = values["clv_low"].mul(1 - 1e-6).le(world.brought)
+        held &= values["clv_high"].mul(1 + 1e-6).ge(world.brought)
+        groups = {"0": world.x == 0, "1-3": (world.x > 0) & (world.x < 4), "4+": world.x >= 4}
+        rows.append(
+            {"mean": mean.mean(), "all": held.mean()}
+            | {group: held[where].mean() for group, where in groups.items()}
+        )
+    return pd.DataFrame(rows)

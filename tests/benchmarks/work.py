@@ -216,7 +216,8 @@ def scans(folder, table):
         "select message from duckdb_logs where type = 'QueryLog' order by timestamp"
     ).fetchall()
     source = shop._source(tables.CONTRACT[table])
-    file = str(source.text.parquet if source.text else source.paths[0])
+    landed = shop.engines.local.crmlab_folder
+    file = str(next(landed.glob(f"{table}-*.parquet")) if source.text else source.paths[0])
     counts = []
     for (query,) in queries:
         if re.match(r"(with|select|copy)\b", query.lstrip(), re.IGNORECASE):
@@ -310,7 +311,7 @@ def value(folder, copies, rounds):
         spend.params_ = pd.Series({"p": model.spend.p, "q": model.spend.q, "v": model.spend.v})
         money = pd.Series(np.nan_to_num(frame["monetary_value"]))
         with clock(found[-1], "predict"):
-            model.predict(rows, margin=1.0).to_pyarrow()
+            model.predict(rows, margin=1.0, intervals=False).to_pyarrow()
         with clock(found[-1], "peer predict"):
             spend.customer_lifetime_value(
                 peer, x, t_x, age, money, time=12, discount_rate=0.008, freq="W"
