@@ -368,11 +368,12 @@ class Shop:
             groups = counts.to_pyarrow().to_pylist()
             # What needs no trimming, and days that are all of this calendar, are not looked at
             # again: a third of the time of a summary.
-            tidy = {n for n in self._texts(table) if not any(g[f"{n} padded"] for g in groups)}
+            texts = self._texts(table)
+            tidy = {name for name in texts if not any(group[f"{name} padded"] for group in groups)}
             broken = {group["rule"] for group in groups}
             mended = {rule.column for rule in table.rules if rule.name in broken}
             if source.is_file and table.dated and table.column(table.dated).required:
-                tidy |= {table.dated} - mended
+                tidy |= {table.dated} - {*mended, *texts}
             self._readings[table.name] = replace(self._reading(table), tidy=frozenset(tidy))
             noted = self._orphans(table)
             if self.policy.duplicate_lines == "keep" and not table.key:

@@ -322,6 +322,8 @@ def test_what_one_run_found_tidy_is_trimmed_where_it_is_not(make_shop):
     padded = make_shop("customer_id,purchased_at,amount\na,2024-01-01,1\n a,2024-01-02,2\n")
     assert padded.table("transactions").customer_id.nunique().to_pyarrow().as_py() == 1
     assert padded.check().used == 2
+    days = make_shop("customer_id,purchased_at,amount\na, 2024-01-01 ,1\na,2024-01-02,2\n")
+    assert days.table("transactions").count().to_pyarrow().as_py() == days.check().used == 2
 
 
 def test_rows_that_break_a_rule_are_set_aside_by_name_and_written(make_shop, tmp_path):
