@@ -306,7 +306,7 @@ class ClvModel:
         """Return repeat purchases of known value, and their sum; zero for one-time buyers."""
         usable = (rows.frequency > 0) & (rows.monetary_value > 0).fill_null(False)
         count = usable.ifelse(rows.frequency.cast("float64"), 0.0)
-        return count, usable.ifelse(count * rows.monetary_value, 0.0).round(6)
+        return count, usable.ifelse(count * rows.monetary_value, 0.0)
 
     def _mean_interval(
         self, clv: ir.Value, rows: ir.Table, count: ir.Value, in_all: ir.Value
