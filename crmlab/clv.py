@@ -45,8 +45,8 @@ ENOUGH_SPLITS = 3
 class Checks:
     """Hold-out checks at several splits: how far totals were off, each time.
 
-    `rows` has one row per split: split; horizon_days; method, as chosen before it; total_error;
-    rmse; best, in hindsight, and its rmse.
+    `rows` has one row per split: split; horizon_days; method, the model that the days before it
+    favour; total_error; rmse; best, of models and rules in hindsight, and its rmse.
     """
 
     rows: pd.DataFrame
@@ -90,7 +90,7 @@ class Checks:
             },
             headings={
                 "horizon_days": "days ahead",
-                "method": "chosen before",
+                "method": "model",
                 "total_error": "total",
                 "rmse": "its error",
                 "best": "best in hindsight",
@@ -120,7 +120,7 @@ def checks(
     """
     import pandas as pd
 
-    last_day = tables.day(as_of)
+    last_day = min(tables.day(as_of), shop.last_complete_day())
     first = shop.check("transactions").first or last_day
     days = max(min(horizon_days, (last_day - first).days // 3), 1)
     rows = []
@@ -138,14 +138,14 @@ def checks(
             )
         except (tables.DataError, tables.UsageError):
             continue  # too few customers had come back by then
-        errors = test.rows.set_index("method")["rmse"]
+        errors, name = test.rows.set_index("method")["rmse"], test.model.title
         rows.append(
             {
                 "split": split,
                 "horizon_days": days,
-                "method": test.choice,
-                "total_error": test.total_error,
-                "rmse": errors[test.choice],
+                "method": name,
+                "total_error": test.rows.set_index("method").loc[name, "total_error"],
+                "rmse": errors[name],
                 "best": test.best,
                 "best_rmse": errors[test.best],
             }

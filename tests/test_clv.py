@@ -680,6 +680,8 @@ def test_checks_at_earlier_dates_say_how_far_totals_were_off(sample):
     assert checks.rows["total_error"].abs().max() < 0.3
     assert checks.spread == pytest.approx(np.log1p(checks.rows["total_error"]).abs().max())
     assert "At 3 earlier dates the forecast total was off by" in checks._repr_html_()
+    # A day after the last complete one costs no check.
+    assert len(clv.checks(sample(), as_of="1998-07-02", horizon_days=365).rows) == 3
     short = clv.checks(sample(), as_of="1997-02-15", horizon_days=365)
     assert np.isnan(short.spread)
 
