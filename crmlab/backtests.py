@@ -212,6 +212,8 @@ def backtest(
     """
     import pandas as pd
 
+    if not models:
+        raise tables.UsageError(f"No model is named to try; choose some of {', '.join(MODELS)}.")
     first_day, last_day = tables.day(split, name="split"), shop.last_complete_day()
     last_day = min(last_day, tables.day(as_of)) if as_of else last_day
     horizon_days = horizon_days or (last_day - first_day).days

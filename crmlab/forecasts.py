@@ -236,14 +236,16 @@ class ClvModel:
         import numpy as np
         import pandas as pd
 
+        from crmlab import models
+
         x, t_x, T, known, in_all, n = (rows[name].to_numpy(float) for name in rows.columns)
         place, pairs = pd.factorize(x * 2.0**24 + T)  # days of 40 thousand years
         t_x, T, t = self.units(t_x), self.units(T), self.units(horizon_days)
         at_x, at_T = pairs // 2**24, self.units(pairs % 2**24)
         rate = np.log1p(annual_discount_rate) * self.days_per_unit / 365
-        p, q, v = self.spend.estimates.parameters.values()
         later = self._discounted(self.parameters, at_x, at_T, t, rate)[place]
-        spent = p * (n * v + in_all) / (p * x * known + q - 1)
+        spend = self.spend.estimates.parameters
+        spent = n * models.value_of_a_purchase(spend, x * known, in_all / n)
         alive = self.formulas.p_alive(self.parameters, x, t_x, T)
         return float(margin * (alive * later) @ spent)
 

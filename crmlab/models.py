@@ -277,17 +277,6 @@ def _series(b: Array | float, c: Array, z: Array) -> Array:
     return found
 
 
-def spend_log_likelihood(p: Parameters, x: Array, value: Array) -> Array:
-    """Return the Gamma-Gamma log-likelihood of customers with mean `value` over `x` purchases.
-
-    Fader and Hardie (2013), note 025, equation 1a.
-    """
-    shape = p["p"] * x
-    log = gammaln(shape + p["q"]) - gammaln(shape) - gammaln(p["q"]) + p["q"] * np.log(p["v"])
-    log += (shape - 1) * np.log(value) + shape * np.log(x)
-    return np.asarray(log - (shape + p["q"]) * np.log(x * value + p["v"]))
-
-
 def value_of_a_purchase(p: Parameters, x: Array, in_all: Array) -> Array:
     """Return E[M], the mean value of a purchase of who spent `in_all` over `x` repeat purchases.
 

@@ -191,7 +191,7 @@ def as_number(value: ir.Value, decimal: str) -> ir.Value:
     if found.is_string():
         return _plain_number(blank_to_null(value), decimal).try_cast("decimal(19, 8)")
     if not found.is_numeric() or found.is_boolean():
-        raise DataError(f"Column '{value.get_name()}' holds {found}, which is no number.")
+        raise DataError(f"Column '{value.get_name()}' holds {found}, which is no number")
     return value.cast("int64").cast("decimal(19, 0)") if found.is_integer() else value
 
 

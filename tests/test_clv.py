@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy.special import gammaln
 
-from crmlab import charts, clv, customers, fitting, models, scores, sources
+from crmlab import charts, clv, customers, fitting, forecasts, models, scores, sources
 from crmlab.tables import DataError, UsageError
 from tests import worlds
 
@@ -532,6 +532,15 @@ def test_importing_lifetimes_leaves_pandas_and_the_warnings_as_they_were():
 def test_terms_out_of_range_are_refused_in_words(fitted, options, said):
     with pytest.raises(UsageError, match=said):
         fitted[1].predict(fitted[0], **options)
+
+
+def test_models_have_one_name_everywhere():
+    assert {key: model.title for key, model in models.MODELS.items()} == forecasts.TITLES
+
+
+def test_a_check_of_no_model_is_refused(sample):
+    with pytest.raises(UsageError, match="No model is named"):
+        clv.backtest(sample(), split="1997-09-30", horizon_days=30, models=[])
 
 
 def test_a_model_that_does_not_exist_is_refused(fitted):
