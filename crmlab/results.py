@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -40,7 +40,7 @@ class Numbers:
         if not _finite(value):
             return NOTHING
         pattern = "#,##0" + ("." + "0" * digits if digits else "")
-        return format_decimal(value + 0.0, format=pattern, locale=self.locale)
+        return format_decimal(value + 0.0, format=pattern, locale=self.locale).replace("-", "−")
 
     def money(self, value: float, digits: int | None = None) -> str:
         """Print an amount in shop currency; by default with cents up to ten thousand."""
@@ -51,13 +51,14 @@ class Numbers:
         if digits is None:
             digits = get_currency_precision(self.currency) if abs(value) < 10_000 else 0
         # Babel's own pattern knows where the sign goes; only the decimals are ours.
-        return format_currency(
+        text = format_currency(
             round(value, digits) + 0.0,
             self.currency,
             locale=self.locale,
             currency_digits=False,
             format=self._money_pattern(digits),
         )
+        return text.replace("-", "−")
 
     def _money_pattern(self, digits: int) -> str:
         from babel import Locale
@@ -79,7 +80,7 @@ class Numbers:
             rounded, self.currency, locale=self.locale, fraction_digits=digits
         )
         # Some languages have no short word for a thousand; the digits then need their marks.
-        return self.money(rounded, 0) if re.search(r"\d{4}", text) else text
+        return self.money(rounded, 0) if re.search(r"\d{4}", text) else text.replace("-", "−")
 
     def percent(self, value: float, digits: int = 1, *, signed: bool = False) -> str:
         """Print a share of 1 as percent; `signed` shows the plus too."""
@@ -271,6 +272,29 @@ def publish(
     )
     twin = f"<p>{escape(summary)}</p><ul>{figures}</ul>"
     display({MIME_TYPE: payload, "text/html": twin}, raw=True)
+
+
+class PageEnds(Exception):  # noqa: N818 it is no error
+    """A notebook has said all that its data allow; what follows is left out of the page."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Show an analyst one sentence in place of a traceback."""
+        return [f"The notebook ends here. {self}"]
+
+
+def end_page(
+    *,
+    summary: str,
+    kpis: Sequence[Kpi] = (),
+    left_out: pd.DataFrame | None = None,
+    numbers: Numbers | None = None,
+) -> NoReturn:
+    """Publish what can still be said, as `publish` does, and end the page where it stands.
+
+    The runner takes the `PageEnds` that this raises for a good page without the rest.
+    """
+    publish(summary=summary, kpis=kpis, left_out=left_out, numbers=numbers)
+    raise PageEnds(summary)
 
 
 def _json_number(value: float) -> float | None:

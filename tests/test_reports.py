@@ -192,6 +192,34 @@ def test_a_failure_leaves_the_last_good_page_and_is_said_on_the_front_page(proje
     assert "last run failed" not in site(project)["index.html"].decode()
 
 
+def test_a_page_that_ends_early_is_a_good_page_without_the_rest(project):
+    end = (
+        'results.end_page(summary="Only this: <b>one</b> thing.", '
+        'kpis=[results.Kpi("Rows", 3, "count")])'
+    )
+    write_notebook(project, code='print("before the end")', end=end)
+    notebook = nbformat.read(project / "notebooks" / "quick.ipynb", as_version=4)
+    more = nbformat.v4.new_markdown_cell("## Never reached"), nbformat.v4.new_code_cell("1 / 0")
+    notebook.cells += more
+    nbformat.write(notebook, project / "notebooks" / "quick.ipynb")
+    html = go(project, slot="2024-01-20T06:00").page.read_text()
+    assert last_manifest(project)["state"] == "published"
+    assert "Only this: &lt;b&gt;one&lt;/b&gt; thing." in html
+    assert "A part" in html
+    for word in ("Never reached", "PageEnds", "Exception", "encountered", "Traceback"):
+        assert word not in html
+
+
+def test_an_analyst_sees_a_sentence_where_the_page_ends():
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    with pytest.raises(results.PageEnds) as ended:
+        results.end_page(summary="Too few customers.")
+    shown = shell.InteractiveTB and ended.value._render_traceback_()
+    assert shown == ["The notebook ends here. Too few customers."]
+
+
 def test_a_site_that_cannot_be_written_is_a_failed_run(project):
     (project / "reports" / "site").mkdir()
     (project / "reports" / "site" / "small").write_text("in the way")

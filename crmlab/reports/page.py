@@ -31,10 +31,15 @@ class Section:
 def sections(notebook: Any) -> tuple[str, list[Section], dict[str, Any]]:
     """Split an executed notebook into its title, its sections and what it published.
 
-    Text before the first `## heading` belongs to a section without a title.
+    Text before the first `## heading` belongs to a section without a title. What comes after the
+    cell that ended the page, and papermill's own words about it, are left out.
     """
+    from papermill.execute import ERROR_MARKER_TAG
+
     title, parts, published = "", [Section("", "top")], {}
     for cell in notebook.cells:
+        if ERROR_MARKER_TAG in cell.metadata.get("tags", []):
+            continue
         if cell.cell_type == "markdown":
             for piece in re.split(r"(?m)^(?=#{1,2} )", cell.source):
                 heading = re.match(r"(#{1,2}) (.*)\n?", piece)
@@ -53,6 +58,8 @@ def sections(notebook: Any) -> tuple[str, list[Section], dict[str, Any]]:
                     published = output["data"][results.MIME_TYPE]
                 elif block:
                     parts[-1].blocks.append(block)
+            if any(output.get("ename") == results.PageEnds.__name__ for output in cell.outputs):
+                break
     if not title:
         raise PageError("The notebook has no title: its first text cell must begin with '# '.")
     if not published:

@@ -20,7 +20,7 @@ from typing import Any
 from crmlab import sources, tables
 from crmlab.reports import config, index, page
 from crmlab.reports.config import Report
-from crmlab.results import Numbers, html_table
+from crmlab.results import Numbers, PageEnds, html_table
 from crmlab.settings import make_folder
 
 STEPS = {
@@ -290,6 +290,8 @@ def _execute(running: _Running, notebook: Path, values: dict[str, Any], progress
                 config=Config({"KernelManager": {"transport": "ipc"}}),
             )
         except PapermillExecutionError as error:
+            if error.ename == PageEnds.__name__:
+                return nbformat.read(output, as_version=4)
             (folder / "traceback.log").write_text("\n".join(error.traceback), encoding="utf-8")
             if error.ename == "DataError":
                 raise tables.DataError(error.evalue) from None
