@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import re
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,11 @@ from matplotlib.ticker import FuncFormatter
 from crmlab import results
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
-    from crmlab.clv import Backtest, PurchaseCounts, Worth
+    from crmlab.clv import Backtest, PurchaseCounts, Season, Segments, Worth
+    from crmlab.histories import Matrix, Path
 
 # Colours are written as variables of the page, with these for where there is no page around.
 INK, MUTED, GRID, PAPER = "#1c2733", "#56616d", "#d9dee4", "#fefefe"
@@ -94,7 +97,7 @@ def _label(axes: Axes, x: float, y: float, text: str, colour: str, **options: An
 
 def tracking(result: Backtest) -> Chart:
     """Draw repeat purchases, forecast against actual, from the log's start past the split."""
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+    from matplotlib.dates import date2num
 
     n, frame = result.numbers, result.tracking
     last = frame.iloc[-1]
@@ -107,19 +110,15 @@ def tracking(result: Backtest) -> Chart:
             f"had learnt up to {n.day(result.split)} only.",
         )
         days = date2num(frame["day"].tolist())
-        axes.plot(days, frame["actual"], color=ACTUAL, linewidth=2)
-        axes.plot(days, frame["expected"], color=MODEL, linewidth=2, linestyle=(0, (4, 2)))
+        for name, colour, style in (("actual", ACTUAL, "-"), ("expected", MODEL, (0, (4, 2)))):
+            text = f"{name} {n.number(last[name])}"
+            axes.plot(days, frame[name], color=colour, linewidth=2, linestyle=style, label=text)
+        axes.legend(frameon=False, labelcolor=[ACTUAL, MODEL], loc="upper left")
         top = max(last["actual"], last["expected"])
-        above, below = ("actual", "expected") if last["actual"] == top else ("expected", "actual")
-        for name, lift in ((above, 8), (below, -50)):
-            text, colour = f"{name} {n.number(last[name])}", ACTUAL if name == "actual" else MODEL
-            _label(axes, days[-1], last[name], text, colour, offset=(0, lift), ha="right")
         split = float(date2num(result.split))
         axes.axvline(split, color=MUTED, linewidth=1)
         _label(axes, split, 0, "forecast from here", MUTED, offset=(5, 6))
-        locator = AutoDateLocator(minticks=3, maxticks=6)
-        axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        _days(axes)
         axes.set(ylabel="repeat purchases so far", ylim=(0, 1.15 * top))
         _tick_numbers(axes, n)
     return chart
@@ -140,15 +139,67 @@ def calibration(result: Backtest) -> Chart:
             if told
             else "Too few customers, or one who makes half of the purchases, to say so.",
         )
-        places = range(1, len(frame) + 1)
-        axes.bar([p - 0.2 for p in places], frame["actual"], 0.4, color=ACTUAL, label="actual")
-        axes.bar([p + 0.2 for p in places], frame["expected"], 0.4, color=MODEL, label="expected")
-        axes.set_xticks(list(places))
-        axes.grid(visible=False, axis="x")
+        _pairs(axes, frame)
+        axes.set_xticks(range(1, len(frame) + 1))
         axes.set(xlabel="customers by forecast, lowest tenth first", ylabel="purchases each")
-        axes.legend(frameon=False, labelcolor=[ACTUAL, MODEL])
-        digits = 1 if len(frame) and frame[["actual", "expected"]].to_numpy().max() < 5 else 0
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: n.number(value, digits)))
+        _tick_numbers(axes, n, frame)
+    return chart
+
+
+def tracking_weekly(result: Backtest) -> Chart:
+    """Draw repeat purchases per week, forecast against actual: what each week was, not the sum."""
+    from matplotlib.dates import date2num
+
+    n, frame = result.numbers, result.tracking
+    # The first step is all that came before the curve begins.
+    weeks = frame["day"].map(date2num).diff() / 7
+    each = frame[["actual", "expected"]].diff().div(weeks, axis=0).iloc[1:]
+    after = each[frame["day"].iloc[1:] > result.split]
+    low, high = (each["actual"] / each["expected"]).quantile([0.1, 0.9])
+    with matplotlib.rc_context(STYLE):
+        chart, axes = _draw(
+            "Which weeks were better than expected?",
+            f"Repeat purchases per week. After {n.day(result.split)}: "
+            f"{n.number(after['actual'].mean())} a week made, "
+            f"{n.number(after['expected'].mean())} expected. Eight weeks in ten lie between "
+            f"{n.percent(low - 1, 0, signed=True)} and {n.percent(high - 1, 0, signed=True)} of "
+            "what was expected.",
+        )
+        days = date2num(frame["day"].iloc[1:].tolist())
+        axes.plot(days, each["actual"], color=ACTUAL, linewidth=1.5, label="actual")
+        dashes = (0, (4, 2))
+        axes.plot(days, each["expected"], color=MODEL, linewidth=2, linestyle=dashes,
+                  label="expected")  # fmt: skip
+        axes.axvline(float(date2num(result.split)), color=MUTED, linewidth=1)
+        _days(axes)
+        top = max(each.max().max(), 1)
+        axes.set(ylabel="repeat purchases a week", ylim=(0, 1.25 * top))
+        axes.legend(frameon=False, labelcolor=[ACTUAL, MODEL], ncols=2, loc="upper left")
+        _tick_numbers(axes, n)
+    return chart
+
+
+def calibration_by(result: Backtest, what: str) -> Chart:
+    """Draw purchases per customer in the hold-out by "frequency" or by "silence" before it."""
+    n = result.numbers
+    frame = {"frequency": result.by_frequency, "silence": result.by_silence}[what]
+    title, label = {
+        "frequency": ("And by how often they had bought?", "repeat purchases before"),
+        "silence": ("And by how long they were silent?", "days since the last purchase"),
+    }[what]
+    told = "; ".join(
+        f"{row.label}: {n.number(row.expected, 2)} expected, {n.number(row.actual, 2)} made"
+        for row in frame.itertuples()
+    )
+    with matplotlib.rc_context(STYLE):
+        chart, axes = _draw(
+            title, f"Purchases per customer by {label}. {told or 'Too few customers to say so'}."
+        )
+        _pairs(axes, frame)
+        names = [row.replace(" or more", "+").replace(" to ", "–") for row in frame["label"]]
+        axes.set_xticks(range(1, len(frame) + 1), names)
+        axes.set(xlabel=label, ylabel="purchases each")
+        _tick_numbers(axes, n, frame)
     return chart
 
 
@@ -164,15 +215,21 @@ def purchase_counts(result: PurchaseCounts, numbers: results.Numbers) -> Chart:
         chart, axes = _draw(
             "Does the model fit what it has seen?", f"Customers by repeat purchases. {told}."
         )
-        places = range(len(counts))
-        axes.bar([p - 0.2 for p in places], counts["customers"], 0.4, color=ACTUAL, label="actual")
-        axes.bar([p + 0.2 for p in places], counts["expected"], 0.4, color=MODEL, label="expected")
-        axes.set_xticks(list(places), [label.replace(" or more", "+") for label in counts["label"]])
-        axes.grid(visible=False, axis="x")
+        _pairs(axes, counts.rename(columns={"customers": "actual"}))
+        labels = [label.replace(" or more", "+") for label in counts["label"]]
+        axes.set_xticks(range(1, len(counts) + 1), labels)
         axes.set(xlabel="repeat purchases", ylabel="customers")
-        axes.legend(frameon=False, labelcolor=[ACTUAL, MODEL])
         _tick_numbers(axes, numbers)
     return chart
+
+
+def _pairs(axes: Axes, frame: pd.DataFrame) -> None:
+    """Draw what was actual and what was expected side by side."""
+    places = range(1, len(frame) + 1)
+    axes.bar([p - 0.2 for p in places], frame["actual"], 0.4, color=ACTUAL, label="actual")
+    axes.bar([p + 0.2 for p in places], frame["expected"], 0.4, color=MODEL, label="expected")
+    axes.grid(visible=False, axis="x")
+    axes.legend(frameon=False, labelcolor=[ACTUAL, MODEL])
 
 
 def concentration(result: Worth) -> Chart:
@@ -211,5 +268,116 @@ def concentration(result: Worth) -> Chart:
     return chart
 
 
-def _tick_numbers(axes: Axes, numbers: results.Numbers) -> None:
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: numbers.number(value)))
+def segments(result: Segments) -> Chart:
+    """Draw what a customer of each segment is worth, with its range."""
+    n, frame = result.numbers, result.rows[result.rows["each"].notna()]
+    told = "; ".join(
+        f"{row.segment}: {n.money(row.each)} ({n.money(row.each_low)} to {n.money(row.each_high)})"
+        for row in frame.itertuples()
+    )
+    with matplotlib.rc_context(STYLE):
+        chart, axes = _draw(
+            "Whose customers are worth most?",
+            f"Lifetime value per customer by {result.by}, with its range. "
+            f"{told or 'Too few customers to say so'}.",
+        )
+        places = range(len(frame))
+        for low, high, width in (("each_low", "each_high", 1), ("own_low", "own_high", 4)):
+            ends = [frame["each"] - frame[low], frame[high] - frame["each"]]
+            axes.errorbar(frame["each"], places, xerr=ends, fmt="o", color=MODEL, linewidth=width)
+        names = [name if len(name) < 28 else f"{name[:26]} …" for name in frame["segment"]]
+        axes.set_yticks(places, names)
+        axes.invert_yaxis()
+        axes.set(xlabel=f"lifetime value per customer, {n.currency}")
+        axes.set_xlim(left=0)
+        axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: n.number(value)))
+    return chart
+
+
+def season(result: Season) -> Chart:
+    """Draw how much more or less customers buy in each month of the year than on average."""
+    n, frame = result.numbers, result.months
+    percent = 100 * (frame[["index", "low", "high"]] - 1)
+    with matplotlib.rc_context(STYLE):
+        chart, axes = _draw("Is there a season?", result.verdict)
+        axes.axhline(0, color=MUTED, linewidth=1)
+        ends = [percent["index"] - percent["low"], percent["high"] - percent["index"]]
+        axes.errorbar(frame["month"], percent["index"], yerr=ends, fmt="o", color=MODEL, capsize=3)
+        axes.set_xticks(range(1, 13), [calendar.month_abbr[month] for month in range(1, 13)])
+        axes.set(ylabel="against an average month, %")
+        axes.grid(visible=False, axis="x")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: n.number(value)))
+    return chart
+
+
+def matrix(result: Matrix, what: str = "p_purchase") -> Chart:
+    """Draw `p_purchase` or `expected_purchases` by number of purchases and days of silence."""
+    n, cells = result.numbers, result.cells
+    title, unit = {
+        "p_purchase": ("Who will buy again?", "chance of a purchase"),
+        "expected_purchases": ("How often will they buy?", "purchases expected"),
+    }[what]
+    rows, columns = (sorted(cells[side].unique()) for side in ("silent_days", "frequency"))
+    best, worst = (cells.loc[cells[what].agg(end)] for end in ("idxmax", "idxmin"))
+
+    def say(value: float) -> str:
+        return n.percent(value, 0) if what == "p_purchase" else n.number(value, 1)
+
+    def told(cell: pd.Series) -> str:
+        return (
+            f"{say(cell[what])} after {n.number(cell['frequency'])} repeat purchases and "
+            f"{n.number(cell['silent_days'])} days of silence"
+        )
+
+    with matplotlib.rc_context(STYLE):
+        chart, axes = _draw(
+            title,
+            f"By the model, for customers first seen {n.number(result.T)} days ago: {unit} within "
+            f"{n.number(result.horizon_days)} days, from {told(worst)} to {told(best)}.",
+        )
+        top = cells[what].max()
+        for cell in cells.itertuples():
+            at = columns.index(cell.frequency), rows.index(cell.silent_days)
+            value = getattr(cell, what)
+            axes.bar(at[0], 1, 0.98, at[1] - 0.5, color=MODEL, alpha=0.08 + 0.6 * value / top)
+            axes.text(*at, say(value), ha="center", va="center", fontsize=8)
+        axes.set_xticks(range(len(columns)), [n.number(one) for one in columns])
+        axes.set_yticks(range(len(rows)), [n.number(one) for one in rows])
+        axes.grid(visible=False)
+        axes.set(xlabel="repeat purchases", ylabel="days since the last purchase")
+    return chart
+
+
+def path(result: Path) -> Chart:
+    """Draw one customer's purchases, and the chance of another: for a notebook, not a page."""
+    from matplotlib.dates import date2num
+
+    n, frame = result.numbers, result.days
+    with matplotlib.rc_context(STYLE):
+        chart, axes = _draw(
+            "Will this customer buy again?",
+            f"{n.number(len(result.purchases))} days with a purchase; the chance of another within "
+            f"{n.number(result.horizon_days)} days is now "
+            f"{n.percent(frame['p_purchase'].iloc[-1], 0)}.",
+        )
+        axes.plot(date2num(frame["day"].tolist()), 100 * frame["p_purchase"], color=MODEL)
+        axes.vlines(date2num(result.purchases), 0, 4, color=ACTUAL)
+        _days(axes)
+        axes.set(ylabel="chance of a purchase, %", ylim=(0, 102))
+    return chart
+
+
+def _days(axes: Axes) -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator(minticks=3, maxticks=6)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+
+def _tick_numbers(axes: Axes, numbers: results.Numbers, pairs: pd.DataFrame | None = None) -> None:
+    """Print the numbers of the y axis as the shop writes them; small ones of pairs in tenths."""
+    some = pairs is not None and len(pairs) and pairs[["actual", "expected"]].to_numpy().max() < 5
+    digits = 1 if some else 0
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: numbers.number(value, digits)))

@@ -3,208 +3,51 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING
 
 from crmlab import results, tables
-from crmlab.backtests import MODELS, Backtest, backtest, halfway
+from crmlab.backtests import Backtest, backtest, halfway
+from crmlab.bases import Change, Known, Newcomers, change, known, newcomers
 from crmlab.fitting import fit, to_lifetimes
 from crmlab.forecasts import ClvModel
+from crmlab.histories import matrix, path
+from crmlab.seasons import Season, season
+from crmlab.totals import Checks, Range, Segments, by_segment, checks, segments_of, total_range
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
     import pandas as pd
 
-    from crmlab.sources import Shop
-
 __all__ = [
     "Backtest",
+    "Change",
     "Checks",
     "ClvModel",
+    "Known",
+    "Newcomers",
     "PurchaseCounts",
     "Range",
+    "Season",
+    "Segments",
     "Worth",
     "backtest",
+    "by_segment",
+    "change",
     "checks",
     "fit",
     "halfway",
+    "known",
+    "matrix",
+    "newcomers",
+    "path",
     "purchase_counts",
+    "season",
+    "segments_of",
     "to_lifetimes",
     "total_range",
     "worth",
 ]
-
-
-SHARED_DRAWS = 40  # of the parameters, for the range of a total
-ENOUGH_SPLITS = 3
-
-
-@dataclass(frozen=True, eq=False)
-class Checks:
-    """Hold-out checks at several splits: how far totals were off, each time.
-
-    `rows` has one row per split: split; horizon_days; method, the model that the days before it
-    favour; total_error; rmse; best, of models and rules in hindsight, and its rmse.
-    """
-
-    rows: pd.DataFrame
-    numbers: results.Numbers
-
-    @property
-    def spread(self) -> float:
-        """The largest error of a total, as a logarithm; nan from fewer than three splits."""
-        import numpy as np
-
-        if len(self.rows) < ENOUGH_SPLITS:
-            return float("nan")
-        return float(np.abs(np.log(np.maximum(1 + self.rows["total_error"], 0.01))).max())
-
-    @property
-    def verdict(self) -> str:
-        """How far off the totals were."""
-        n, errors = self.numbers, self.rows["total_error"]
-        if errors.empty:
-            return "The log is too short to test a forecast on it: these figures are not tested."
-        listed = ", ".join(n.percent(error, signed=True) for error in errors)
-        told = f"At {n.number(len(errors))} earlier dates the forecast total was off by {listed}."
-        return told if len(errors) >= ENOUGH_SPLITS else f"{told} That is too few to go by."
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return one row per split, the latest first."""
-        return self.rows
-
-    def _repr_html_(self) -> str:
-        n = self.numbers
-        if self.rows.empty:
-            return f"<p>{escape(self.verdict)}</p>"
-        return f"<p>{escape(self.verdict)}</p>" + results.html_table(
-            self.rows,
-            title="The forecast at earlier dates",
-            formats={
-                "split": n.day,
-                "horizon_days": n.number,
-                "total_error": lambda value: n.percent(value, signed=True),
-                **dict.fromkeys(("rmse", "best_rmse"), lambda value: n.number(value, 3)),
-            },
-            headings={
-                "horizon_days": "days ahead",
-                "method": "model",
-                "total_error": "total",
-                "rmse": "its error",
-                "best": "best in hindsight",
-                "best_rmse": "error",
-            },
-        )
-
-
-def checks(
-    shop: Shop,
-    *,
-    as_of: str | dt.date,
-    horizon_days: int,
-    models: Sequence[str] = MODELS,
-    splits: int = ENOUGH_SPLITS,
-    days_per_unit: float = 7,
-) -> Checks:
-    """Make the hold-out check at several splits, each half a horizon before the last.
-
-    Where the log is shorter than three horizons, they look a third of the log ahead.
-
-    Parameters
-    ----------
-    as_of : the last day that may be looked at
-    models : as `backtest` takes them
-    splits : int, how many to try; those that the log is too short for are left out
-    """
-    import pandas as pd
-
-    last_day = min(tables.day(as_of), shop.last_complete_day())
-    first = shop.check("transactions").first or last_day
-    days = max(min(horizon_days, (last_day - first).days // 3), 1)
-    rows = []
-    for number in range(splits):
-        split = last_day - dt.timedelta(days + number * days // 2)
-        try:
-            test = backtest(
-                shop,
-                split=split,
-                horizon_days=days,
-                as_of=last_day,
-                models=models,
-                challenger=False,
-                days_per_unit=days_per_unit,
-            )
-        except (tables.DataError, tables.UsageError):
-            continue  # too few customers had come back by then
-        errors, name = test.rows.set_index("method")["rmse"], test.model.title
-        rows.append(
-            {
-                "split": split,
-                "horizon_days": days,
-                "method": name,
-                "total_error": test.rows.set_index("method").loc[name, "total_error"],
-                "rmse": errors[name],
-                "best": test.best,
-                "best_rmse": errors[test.best],
-            }
-        )
-    columns = ["split", "horizon_days", "method", "total_error", "rmse", "best", "best_rmse"]
-    return Checks(pd.DataFrame(rows, columns=columns), shop.numbers)
-
-
-@dataclass(frozen=True)
-class Range:
-    """Between what a total lies: 95 % by the model, and at least as far as earlier ones were off.
-
-    `tested` says whether enough earlier forecasts could be held against what happened.
-    """
-
-    low: float
-    high: float
-    tested: bool
-
-
-def total_range(
-    model: ClvModel,
-    summary: ir.Table,
-    values: ir.Table,
-    *,
-    horizon_days: int,
-    margin: float,
-    annual_discount_rate: float,
-    checks: Checks,
-    seed: int = 1,
-) -> Range:
-    """Return between what the value of all customers lies.
-
-    The parameters are drawn once for all customers, who therefore err together; each one's own
-    chance adds its variance; and where earlier forecasts were off by more, that holds.
-
-    Parameters
-    ----------
-    values : ibis table as `ClvModel.predict` gives it with intervals, on the same terms
-    """
-    import numpy as np
-
-    rng, rows = np.random.default_rng(seed), model.alike(summary)
-    totals = [
-        model.drawn(rng).total(
-            rows,
-            horizon_days=horizon_days,
-            margin=margin,
-            annual_discount_rate=annual_discount_rate,
-        )
-        for _ in range(SHARED_DRAWS)
-    ]
-    variances = values.clv_sd * values.clv_sd
-    sums = values.aggregate(total=values.clv.sum(), own=variances.sum()).to_pyarrow().to_pylist()
-    total, own = sums[0]["total"], sums[0]["own"]
-    off = 1.959964 * np.sqrt(np.var(np.log(totals), ddof=1) + own / total**2)
-    tested = checks.spread == checks.spread
-    factor = float(np.exp(max(off, checks.spread) if tested else off))
-    return Range(total / factor, total * factor, tested)
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,7 +96,7 @@ class Worth:
         if not self.between or self.clv != self.clv:
             return ""
         low, high = (self.numbers.short_money(end) for end in (self.between.low, self.between.high))
-        return f"{low} to {high}{'' if self.between.tested else ', model only, not tested'}"
+        return f"{low} to {high}{f', {self.between.caveat}' if self.between.caveat else ''}"
 
     @property
     def verdict(self) -> str:

@@ -58,7 +58,13 @@ def summary(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
     The definitions of Fader, Hardie and Lee (2005), Marketing Science 24, and for the value
     Fader and Hardie (2013), note 025, in whole days.
     """
-    return shop.landed(_summary(shop, tables.day(as_of)), "summary")
+    rows = shop.landed(_summary(shop, tables.day(as_of)), "summary")
+    if rows.count().to_pyarrow().as_py() == 0:
+        raise tables.DataError(
+            f"No customer of shop '{shop.id}' has bought anything by {tables.day(as_of)}: all "
+            "lines up to then are returns, of no value, of no customer, or no goods."
+        )
+    return rows
 
 
 def _summary(shop: Shop, last_day: dt.date) -> ir.Table:
@@ -95,11 +101,12 @@ def _summary(shop: Shop, last_day: dt.date) -> ir.Table:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LogStart:
     """How many customers may be older than the log: first seen soon after it began.
 
-    `burn_in_days` is twice the median gap between purchase days, at least 60.
+    `burn_in_days` is twice the median gap between purchase days, at least 60. `older` holds their
+    `customer_id`, as a local ibis table.
     """
 
     starts_on: dt.date
@@ -107,6 +114,7 @@ class LogStart:
     customers: int
     maybe_older: int
     numbers: results.Numbers
+    older: ir.Table
 
     @property
     def share(self) -> float:
@@ -154,4 +162,5 @@ def log_start(shop: Shop, summary: ir.Table, *, as_of: str | dt.date) -> LogStar
         members = members.filter(members.joined_on >= ibis.literal(first)).select("customer_id")
         early = early.anti_join(shop.landed(members, "members"), "customer_id")
     in_all, maybe_older = (int(rows.count().to_pyarrow().as_py()) for rows in (summary, early))
-    return LogStart(first, burn_in, in_all, maybe_older, shop.numbers)
+    older = early.select("customer_id")
+    return LogStart(first, burn_in, in_all, maybe_older, shop.numbers, older)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crmlab import results, tables
+from crmlab.estimates import Estimates, Spend
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -23,71 +24,6 @@ PARAMETER_DRAWS, DRAWS_EACH = 20, 10  # how often the parameters, and then a cus
 CHUNK = 20_000  # customers drawn at once
 KEYS = ("frequency", "recency", "T")
 TITLES = {"bgnbd": "BG/NBD", "mbgnbd": "MBG/NBD", "paretonbd": "Pareto/NBD", "nbd": "NBD"}
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """Parameters in the literature's order, and their covariance as far as the log shows it.
-
-    `covariance` is the inverse of the observed information; nan where the likelihood is flat.
-    """
-
-    parameters: dict[str, float]
-    covariance: tuple[tuple[float, ...], ...]
-
-    def relative(self) -> Array:
-        """Return the covariance of the parameters' logarithms, zero where it is not known."""
-        import numpy as np
-
-        values = np.array(list(self.parameters.values()))
-        covariance = np.array(self.covariance) / np.outer(values, values)
-        usable = np.isfinite(covariance).all() and (np.linalg.eigvalsh(covariance) > 0).all()
-        return covariance if usable else np.zeros_like(covariance)
-
-    def standard_errors(self) -> dict[str, float]:
-        """Return the standard error of each parameter; nan where the likelihood is flat."""
-        variances = {name: self.covariance[i][i] for i, name in enumerate(self.parameters)}
-        return {name: v**0.5 if v > 0 else float("nan") for name, v in variances.items()}
-
-    def drawn(self, rng: np.random.Generator) -> Parameters:
-        """Draw parameters that the log allows; their logarithms are taken to be normal."""
-        import numpy as np
-
-        logs = np.log(list(self.parameters.values()))
-        some = rng.multivariate_normal(logs, self.relative())
-        return dict(zip(self.parameters, np.exp(some).tolist(), strict=True))
-
-
-@dataclass(frozen=True)
-class Spend:
-    """Gamma-Gamma: how the mean value of a purchase differs between customers.
-
-    `p`, `q` and `v` as in Fader and Hardie (2013), note 025, in shop currency;
-    `customers` counts the repeat customers it was fitted on.
-    """
-
-    estimates: Estimates
-    customers: int
-
-    @property
-    def p(self) -> float:
-        """Shape of a customer's purchases."""
-        return self.estimates.parameters["p"]
-
-    @property
-    def q(self) -> float:
-        """Shape of the differences between customers."""
-        return self.estimates.parameters["q"]
-
-    @property
-    def v(self) -> float:
-        """Scale of the differences between customers, in shop currency."""
-        return self.estimates.parameters["v"]
-
-    @property
-    def population_mean(self) -> float:
-        """Mean value of a purchase of a customer of whom nothing is known."""
-        return self.p * self.v / (self.q - 1)
 
 
 @dataclass(frozen=True)
@@ -121,11 +57,12 @@ class ClvModel:
 
     @property
     def covariance(self) -> pd.DataFrame:
-        """The parameters' covariance: the inverse of the observed information."""
+        """The parameters' covariance: the inverse of the observed information, nan without one."""
         import pandas as pd
 
-        names = list(self.parameters)
-        return pd.DataFrame(self.estimates.covariance, index=names, columns=names)
+        names, nothing = list(self.parameters), float("nan")
+        known = self.estimates.covariance if self.estimates.maximum else nothing
+        return pd.DataFrame(known, index=names, columns=names)
 
     @property
     def formulas(self) -> PurchaseModel:
@@ -153,7 +90,7 @@ class ClvModel:
         self,
         summary: ir.Table,
         *,
-        horizon_days: int = 365,
+        horizon_days: float = 365,
         annual_discount_rate: float = 0.1,
         margin: float,
         intervals: bool = True,
@@ -164,7 +101,7 @@ class ClvModel:
         Parameters
         ----------
         summary : ibis table as `customers.summary` gives it
-        horizon_days : int, how far to look ahead
+        horizon_days : float, how far to look ahead
         annual_discount_rate : float, a share of 1; discounting is continuous
         margin : float, the share of sales that is profit
         intervals : bool, whether to add the last five columns, which take most of the time
@@ -201,8 +138,11 @@ class ClvModel:
         t = self.units(horizon_days)
         rate = np.log1p(annual_discount_rate) * self.days_per_unit / 365
         at_T, at_recency = self._pairs(summary, t, rate, slopes=intervals)
-        rows = summary.inner_join(ibis.memtable(at_T), ["frequency", "T"])
-        rows = rows.inner_join(ibis.memtable(at_recency), ["frequency", "recency"])
+        # Left joins, as DuckDB may begin inner ones with all pairs of the two small tables.
+        rows = summary
+        for pairs in (at_T, at_recency):
+            columns = [*rows.columns, *pairs.columns[2:]]
+            rows = rows.left_join(ibis.memtable(pairs), list(pairs.columns[:2])).select(columns)
         still = 1 / (1 + (rows.stopped - rows.still).exp())
         rows = rows.mutate(still_share=still, p_alive=still * rows.alive_of_still)
         count, in_all = self._past_spend(rows)
@@ -229,16 +169,17 @@ class ClvModel:
         joined = forecast.inner_join(drawn, keys)
         return joined.select(*names, "clv_low", "clv_high", "clv_sd", *mean)
 
-    def total(
-        self, rows: pd.DataFrame, *, horizon_days: int, annual_discount_rate: float, margin: float
-    ) -> float:
-        """Return the summed clv of customers alike, as `alike` groups them."""
+    def clv_of(
+        self, rows: pd.DataFrame, *, horizon_days: float, annual_discount_rate: float, margin: float
+    ) -> Array:
+        """Return the summed clv of the customers in each row of `alike`."""
         import numpy as np
         import pandas as pd
 
         from crmlab import models
 
-        x, t_x, T, known, in_all, n = (rows[name].to_numpy(float) for name in rows.columns)
+        names = [*KEYS, "known", "in_all", "customers"]
+        x, t_x, T, known, in_all, n = (rows[name].to_numpy(float) for name in names)
         place, pairs = pd.factorize(x * 2.0**24 + T)  # days of 40 thousand years
         t_x, T, t = self.units(t_x), self.units(T), self.units(horizon_days)
         at_x, at_T = pairs // 2**24, self.units(pairs % 2**24)
@@ -247,13 +188,16 @@ class ClvModel:
         spend = self.spend.estimates.parameters
         spent = n * models.value_of_a_purchase(spend, x * known, in_all / n)
         alive = self.formulas.p_alive(self.parameters, x, t_x, T)
-        return float(margin * (alive * later) @ spent)
+        return np.asarray(margin * alive * later * spent)
 
-    def alike(self, summary: ir.Table) -> pd.DataFrame:
-        """Return how many customers share a history, and what they spent on repeat purchases."""
+    def alike(self, summary: ir.Table, by: str | None = None) -> pd.DataFrame:
+        """Return how many customers share a history, and what they spent on repeat purchases.
+
+        And a column of the summary, where one is named in `by`.
+        """
         count, in_all = self._past_spend(summary)
         rows = summary.mutate(known=(count > 0).cast("int64"), in_all=in_all)
-        keys = [*KEYS, "known"]
+        keys = [*KEYS, "known", *([by] if by else [])]
         each = rows.group_by(keys).aggregate(in_all=rows.in_all.sum(), customers=rows.count())
         return each.order_by(keys).to_pandas()
 
@@ -294,12 +238,16 @@ class ClvModel:
         return at_T, at_recency
 
     def _discounted(self, p: Parameters, x: Array, T: Array, t: float, rate: float) -> Array:
-        """Return the purchases of who has not stopped, discounted, by Gauss and Legendre."""
+        """Return the purchases of who has not stopped, discounted, by Gauss and Legendre.
+
+        The nodes crowd together near the start, where new customers of a busy shop slow down.
+        """
         import numpy as np
 
         nodes, weights = np.polynomial.legendre.leggauss(12)
+        share = (nodes + 1) / 2
         found = np.exp(-rate * t) * self.formulas.purchases_alive(p, x, T, t)
-        for at, weight in zip((nodes + 1) * t / 2, weights * t / 2, strict=True):
+        for at, weight in zip(t * share**3, weights / 2 * t * 3 * share**2, strict=True):
             until = self.formulas.purchases_alive(p, x, T, at)
             found = found + rate * weight * np.exp(-rate * at) * until
         return np.asarray(found)
@@ -436,7 +384,7 @@ class ClvModel:
             given["as_of"] = dt.date.fromisoformat(given["as_of"])
             given["notes"] = tuple(given["notes"])
             estimates = [
-                Estimates(one["parameters"], tuple(map(tuple, one["covariance"])))
+                Estimates(one["parameters"], tuple(map(tuple, one["covariance"])), one["maximum"])
                 for one in (given.pop("estimates"), spend["estimates"])
             ]
             model = ClvModel(

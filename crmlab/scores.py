@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -79,6 +79,39 @@ def calibration(forecast: Array, actual: Array, weights: Array, *, k: int) -> pd
     return pd.DataFrame({"customers": [], "expected": [], "actual": []})
 
 
+def by_group(
+    place: Any, labels: list[str], forecast: Array, actual: Array, weights: Array, *, k: int
+) -> pd.DataFrame:
+    """Return expected and actual purchases per customer by group: label, customers and both.
+
+    `place` is each row's group, in the order of `labels`. A group that may not be shown, with
+    fewer than `k` customers or one who makes half of its purchases, joins the one before it (the
+    first, the one after), and the labels become "first to last".
+    """
+    sums = [np.bincount(place, weights * one, len(labels)) for one in (1, forecast, actual)]
+    largest = np.zeros(len(labels))
+    np.maximum.at(largest, place, actual)
+    groups: list[list[float]] = []
+    spans: list[tuple[str, str]] = []
+    for label, *row in zip(labels, *sums, largest, strict=True):
+        alone = row[0] < k or row[3] * 2 > row[2]
+        joins = groups and (alone or groups[-1][0] < k or groups[-1][3] * 2 > groups[-1][2])
+        if joins:
+            last = groups[-1]
+            groups[-1] = [*(a + b for a, b in zip(last[:3], row[:3], strict=True)),
+                          max(last[3], row[3])]  # fmt: skip
+            spans[-1] = (spans[-1][0], label if row[0] else spans[-1][1])
+        elif row[0]:
+            groups, spans = [*groups, row], [*spans, (label, label)]
+    if len(groups) == 1 and (groups[0][0] < k or groups[0][3] * 2 > groups[0][2]):
+        groups, spans = [], []
+    rows = [
+        (first if first == last else f"{first} to {last}", round(n), expected / n, made / n)
+        for (first, last), (n, expected, made, _) in zip(spans, groups, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["label", "customers", "expected", "actual"])
+
+
 def cost(
     chosen: Array, best: Array, actual: Array, weights: Array, seed: int
 ) -> tuple[float, float, float]:
@@ -87,9 +120,9 @@ def cost(
     By resampling customers: each counts Poisson(1) times, so a row that stands for several does
     as many together.
     """
-    rng = np.random.default_rng(seed)
-    times = rng.poisson(weights, (RESAMPLES, len(weights)))
-    size = times.sum(axis=1)
-    drawn = [np.sqrt(times @ (forecast - actual) ** 2 / size) for forecast in (chosen, best)]
-    low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])
+    rng, extra = np.random.default_rng(seed), np.empty(RESAMPLES)
+    for n in range(RESAMPLES):
+        times = rng.poisson(weights).astype(float)
+        extra[n] = rmse(chosen, actual, times) - rmse(best, actual, times)
+    low, high = np.quantile(extra, [0.025, 0.975])
     return rmse(chosen, actual, weights) - rmse(best, actual, weights), float(low), float(high)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from crmlab import city, clv, customers, fitting, simulation, sources
+from crmlab import city, clv, customers, likelihoods, simulation, sources
 from crmlab.tables import CONTRACT, UsageError
 from tests.conftest import ARROW
 
@@ -208,7 +208,7 @@ def test_without_effects_the_models_recover_the_truth(plain):
     x, value = rows["frequency"].to_numpy(float), rows["monetary_value"].to_numpy()
     truth = plain.truth["spend"]
     fitted = {name: getattr(model.spend, name) for name in ("p", "q", "v")}
-    likelihood = fitting.spend_derivatives(x, value, np.ones(len(x)))
+    likelihood = likelihoods.spend_derivatives(x, value, np.ones(len(x)))
     points = (np.log([p[name] for name in ("p", "q", "v")]) for p in (fitted, truth))
     best, true = (likelihood(point, False)[0] for point in points)
     assert 0 < 2 * (best - true) < 16

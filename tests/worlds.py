@@ -32,6 +32,10 @@ class World:
     later: np.ndarray  # purchases within the horizon after T
     brought: np.ndarray  # their value, discounted to T
 
+    def in_days(self):
+        """Return the same world with the last purchase told by its day, as logs have it."""
+        return replace(self, t_x=np.minimum(np.ceil(7 * self.t_x), 7 * self.T) / 7)
+
     def summary(self):
         """Return the ibis summary, times in days, as `customers.summary` gives it."""
         days = np.round(self.T * 7).astype(int)
@@ -41,7 +45,7 @@ class World:
                 {
                     "customer_id": [f"{i:07d}" for i in range(len(self.x))],
                     "frequency": self.x.astype("int64"),
-                    "recency": self.t_x * 7,
+                    "recency": np.round(self.t_x * 7, 9),
                     "T": days.astype("int64"),
                     "monetary_value": self.value,
                     "first_purchase": [last - dt.timedelta(days=int(d)) for d in days],
@@ -113,4 +117,34 @@ def coverage(model, worlds, n, name, first=0):
             {"mean": mean.mean(), "all": held.mean()}
             | {group: held[where].mean() for group, where in groups.items()}
         )
+    return pd.DataFrame(rows)
+
+
+def totals(model, worlds, n, name, first=0):
+    """How often the model's own range of a total, and of two segments, holds what then came.
+
+    Returns a frame, a row per world: whether that of all did, and the share of the segments.
+    """
+    from crmlab import clv
+    from crmlab import totals as sums
+
+    terms = {"horizon_days": 364, "margin": 1.0, "annual_discount_rate": 0.1}
+    none = clv.Checks(pd.DataFrame({"total_error": [], "horizon_days": []}), 364, 728, None)
+    rows = []
+    for number in range(first, first + worlds):
+        world = generate(model, n, seed_of(name, number))
+        summary = world.summary()
+        fitted = clv.fit(summary, model=model)
+        values = fitted.predict(summary, **terms, seed=number)
+        ids = summary.to_pandas()["customer_id"]
+        came = {"all": world.brought.sum()}
+        for label, where in (("old", world.T > 52), ("new", world.T <= 52)):
+            came[label] = world.brought[where].sum()
+        held = {}
+        for what in (np.full(n, "all"), np.where(world.T > 52, "old", "new")):
+            labels = ibis.memtable(pd.DataFrame({"customer_id": ids, "segment": what}))
+            found = sums._ranges(fitted, summary, values, labels, terms, none, number)
+            for row in found.itertuples():
+                held[row.segment] = float(row.low <= came[row.segment] <= row.high)
+        rows.append({"all": held["all"], "segments": (held["old"] + held["new"]) / 2})
     return pd.DataFrame(rows)
