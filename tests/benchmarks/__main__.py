@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -120,12 +121,52 @@ def processes(folder):
 
 
 def value(folder):
-    """Fit and value the customers of ten copies of CDNOW."""
-    found = child("value", folder=folder, copies=10, rounds=ROUNDS)
-    what, fits = f"{found['customers']:,} customers", (found["fit"], found["peer fit"])
-    against(f"clv.fit of {what}, with spend", *fits, "lifetimes, BG/NBD only", faster=True)
-    values = found["predict"], found["peer predict"]
-    against(f"12-month value of {what}", *values, "lifetimes", faster=True)
+    """Fit and value generated customers; the hold-out check of CDNOW."""
+    million = child("fits", customers=1_000_000, model="bgnbd", rounds=ROUNDS)
+    fitted = "BG/NBD fit of 1 M customers, with spend"
+    against(fitted, million["fit"], million["peer fit"], "lifetimes, no spend", least=5)
+    within("  the same", million["fit"], "s", 2.5)
+    valued = "12-month value of 1 M customers"
+    against(valued, million["predict"], million["peer predict"], "lifetimes", least=50)
+    some = child("fits", customers=100_000, model="paretonbd", rounds=1)
+    fitted = "Pareto/NBD fit of 100 k customers, with spend"
+    against(fitted, some["fit"], some["peer fit"], "lifetimes, no spend", least=50)
+    many = child("fits", customers=1_000_000, model="paretonbd", rounds=ROUNDS, peer=False)
+    within("  of 1 M customers", many["fit"], "s", 4)
+    for customers in (10_000, 100_000, 1_000_000):
+        took = [child("fits", customers=customers, model=model, rounds=ROUNDS,
+                      peer=False)["fit"] for model in ("bgnbd", "paretonbd")]  # fmt: skip
+        show(f"  growth: fit of {customers:,}, BG and Pareto", f"{took[0]:.2f}, {took[1]:.2f} s")
+    child("intervals", folder=folder, customers=1_000_000)
+    both = child("intervals", folder=folder, customers=1_000_000)
+    within("both intervals of 1 M customers", both["intervals"], "s", 60, digits=1)
+    within("  peak memory of the process", both["peak"], "MB", 2000, digits=0)
+    within("hold-out check, CDNOW, one split", child("backtest", folder=folder)["backtest"], "s", 8)
+
+
+def coverage(folder, worlds=2_000, step=23):
+    """Count in generated worlds, a third of them of each model, how often intervals are right."""
+    held = {}
+    for model in ("bgnbd", "mbgnbd", "paretonbd"):
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            parts = pool.map(
+                lambda first, model=model: child("coverage", model=model, worlds=step, first=first),
+                range(0, worlds // 3, step),
+            )
+            for part in parts:
+                for what, shares in part.items():
+                    held.setdefault((model, what), []).extend(shares)
+        for what, words, least in (
+            ("mean", "95 % interval of the mean", 0.933),
+            ("predictive", "80 % of single values", 0.8),
+            ("all", "95 % of totals, by the model", 0.933),
+            ("segments", "95 % of segments", 0.933),
+        ):  # fmt: skip
+            shares = held[model, what]
+            share = statistics.mean(shares)
+            most = 0.966 if what == "mean" else 1
+            show(f"{model}, {len(shares)} worlds: {words}", f"{share:.1%}",
+                 target=f">= {least:.1%}", good=least <= share <= most)  # fmt: skip
 
 
 def large(folder, limit="4GB"):
@@ -136,6 +177,9 @@ def large(folder, limit="4GB"):
         within(f"{piece}, DuckDB held to {limit}", done[piece], "s", digits=1)
         within("  peak memory of the process", done["peak"], "MB", digits=0)
         within("  spilled to disk, at most", done["spilled"], "MB", digits=0)
+    done = child("scored", folder=folder, memory_limit=limit)
+    within("from the log to the table of values, the same", done["scored"], "s", digits=1)
+    within("  peak memory of the process", done["peak"], "MB", digits=0)
 
 
 def main():
@@ -144,16 +188,19 @@ def main():
         "--large", action="store_true", help="100 M lines; 2 GB of disk, more where it spills"
     )
     parser.add_argument("--folder", help="where the scratch folder is made")
+    parser.add_argument("--only", help="one piece, such as value or coverage")
     options = parser.parse_args()
     if options.folder:
         Path(options.folder).mkdir(parents=True, exist_ok=True)
     show("what", "ours", "peer", "ratio", "target")
     scratch = Path(tempfile.mkdtemp(prefix="crmlab-bench-", dir=options.folder))
     pieces = [
-        (customers_of, ()), (demo_shop, (200_000,)), (processes, ()), (value, ()),
+        (customers_of, ()), (demo_shop, (200_000,)), (processes, ()), (value, ()), (coverage, ()),
     ] if not options.large else [(large, ()), (demo_shop, (1_000_000,))]  # fmt: skip
     try:
         for piece, arguments in pieces:
+            if options.only not in (None, piece.__name__):
+                continue
             folder = scratch / piece.__name__
             folder.mkdir()
             piece(str(folder), *arguments)

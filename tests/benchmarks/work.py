@@ -282,42 +282,96 @@ def simulate(folder, customers):
     )
 
 
-def value(folder, copies, rounds):
-    """Fit and value the customers of copies of CDNOW, ours and lifetimes' in turn."""
+def fits(customers, model, rounds, peer=True):
+    """Fit, and value for a year, generated customers: ours and lifetimes' in turn."""
+    import ibis
     import numpy as np
     import pandas as pd
 
     from crmlab import clv, fitting
+    from tests import worlds
 
-    cdnow(folder)
-    folder = Path(folder, "data", "cdnow")
-    log = pd.read_parquet(folder / "transactions.parquet")
-    parts = [log.assign(customer_id=log["customer_id"] + f"-{n}") for n in range(copies)]
-    pd.concat(parts).to_parquet(folder / "transactions.parquet")
-    shop, customers, _ = opened(folder)
-    rows = customers.summary(shop, as_of="1998-06-30")
+    world = worlds.generate(model, customers, worlds.seed_of("fits")).in_days()
+    rows = ibis.duckdb.connect().create_table("summary", world.summary().to_pyarrow())
     frame = rows.to_pandas()
     x, t_x, age = frame["frequency"], frame["recency"] / 7, frame["T"] / 7
-    with fitting.lifetimes_imported():
-        from lifetimes import BetaGeoFitter, GammaGammaFitter
-    peer, found = BetaGeoFitter(), []
+    money = pd.Series(np.nan_to_num(frame["monetary_value"]))
+    clv.fit(rows.limit(2_000), model=model)  # the imports
+    with fitting.lifetimes_imported() as lifetimes:
+        kind = {"bgnbd": "BetaGeoFitter", "paretonbd": "ParetoNBDFitter"}[model]
+        theirs, spend = getattr(lifetimes, kind)(), lifetimes.GammaGammaFitter()
+    found = []
     for _ in range(rounds):
         found.append({})
         with clock(found[-1], "fit"):
-            model = clv.fit(rows)
-        with clock(found[-1], "peer fit"):
-            peer.fit(x, t_x, age)
-        spend = GammaGammaFitter()
-        spend.params_ = pd.Series({"p": model.spend.p, "q": model.spend.q, "v": model.spend.v})
-        money = pd.Series(np.nan_to_num(frame["monetary_value"]))
+            fitted = clv.fit(rows, model=model)
         with clock(found[-1], "predict"):
-            model.predict(rows, margin=1.0, intervals=False).to_pyarrow()
+            fitted.predict(rows, margin=1.0, intervals=False).to_pyarrow()
+        if not peer:
+            continue
+        with clock(found[-1], "peer fit"):
+            theirs.fit(x, t_x, age)
+        spend.params_ = pd.Series(fitted.spend.estimates.parameters)
         with clock(found[-1], "peer predict"):
-            spend.customer_lifetime_value(
-                peer, x, t_x, age, money, time=12, discount_rate=0.008, freq="W"
-            )
-    return {"customers": len(frame)} | {
-        name: statistics.median(one[name] for one in found) for name in found[0]
+            if model == "bgnbd":
+                spend.customer_lifetime_value(
+                    theirs, x, t_x, age, money, time=12, discount_rate=0.008, freq="W"
+                )
+    return {name: statistics.median(one[name] for one in found) for name in found[0]}
+
+
+def intervals(folder, customers):
+    """Value generated customers with both intervals."""
+    import ibis
+
+    from crmlab import clv
+    from tests import worlds
+
+    path = Path(folder, "intervals.parquet")
+    if not path.exists():  # in a process of its own, so that its memory is not counted
+        world = worlds.generate("bgnbd", customers, worlds.seed_of("intervals")).in_days()
+        world.summary().to_parquet(path)
+        return {}
+    rows, found = ibis.duckdb.connect().read_parquet(path), {}
+    model = clv.fit(rows)
+    with clock(found, "intervals"):
+        model.predict(rows, margin=1.0).to_parquet(Path(folder, "values.parquet"))
+    return found | {"peak": memory("VmHWM")}
+
+
+def backtest(folder):
+    """Make the hold-out check of the CDNOW master log: all models, one split."""
+    cdnow(folder)
+    from crmlab import clv, sources
+
+    shop, found = sources.open_shop("cdnow"), {}
+    shop.check()
+    with clock(found, "backtest"):
+        clv.backtest(shop, split="1997-09-30", horizon_days=273)
+    return found
+
+
+def scored(folder, memory_limit=""):
+    """Bring a log to the table of every customer's value: check, summary, fit, forecast."""
+    shop, customers, before = opened(folder, memory_limit)
+    from crmlab import clv
+
+    found = {}
+    with measured(shop, before, found, "scored"):
+        rows = customers.summary(shop, as_of=AS_OF)
+        values = clv.fit(rows).predict(rows, margin=0.3, intervals=False)
+        values.to_parquet(Path(folder, "values.parquet"))
+    return found
+
+
+def coverage(model, worlds, first):
+    """Count how often intervals hold the truth in generated worlds of 1,500 customers."""
+    from tests import worlds as generated
+
+    means = generated.coverage(model, worlds, 1500, "mean intervals", first)
+    sums = generated.totals(model, worlds, 1500, "totals", first)
+    return {"mean": list(means["mean"]), "predictive": list(means["all"])} | {
+        name: list(sums[name]) for name in sums
     }
 
 
