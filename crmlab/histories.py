@@ -106,11 +106,13 @@ def path(
 
     Raises
     ------
-    DataError if the customer has bought nothing by `as_of`
+    DataError if the customer has bought nothing by `as_of`; UsageError where a page is being made
     """
     import numpy as np
     import pandas as pd
 
+    if results.on_page():
+        raise tables.UsageError("The history of one customer is for a notebook, never for a page.")
     last_day = tables.day(as_of)
     days = customers.purchase_days(shop, as_of=last_day)
     own = days.filter(days.customer_id == str(customer_id)).order_by("purchased_on")

@@ -274,6 +274,11 @@ def publish(
     display({MIME_TYPE: payload, "text/html": twin}, raw=True)
 
 
+def on_page() -> bool:
+    """Whether the notebook runs for a page: then nothing of a single customer may be shown."""
+    return "CRMLAB_RUN_DIR" in os.environ
+
+
 class PageEnds(Exception):  # noqa: N818 it is no error
     """A notebook has said all that its data allow; what follows is left out of the page."""
 

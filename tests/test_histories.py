@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from crmlab import charts, clv, customers, results
-from crmlab.tables import DataError
+from crmlab.tables import DataError, UsageError
 
 
 @pytest.fixture
@@ -63,3 +63,11 @@ def test_a_customer_without_a_purchase_has_no_path(fitted):
     shop, _, model = fitted
     with pytest.raises(DataError, match="no purchase of a customer 'nobody' up to 1997-09-30"):
         clv.path(shop, model, "nobody", as_of="1997-09-30")
+
+
+def test_no_path_of_a_customer_gets_on_a_page(fitted, monkeypatch, tmp_path):
+    shop, summary, model = fitted
+    monkeypatch.setenv("CRMLAB_RUN_DIR", str(tmp_path))
+    one = summary.limit(1).customer_id.to_pyarrow()[0].as_py()
+    with pytest.raises(UsageError, match="never for a page"):
+        clv.path(shop, model, one, as_of="1997-09-30")

@@ -144,6 +144,14 @@ def value(folder):
     within("hold-out check, CDNOW, one split", child("backtest", folder=folder)["backtest"], "s", 8)
 
 
+def hits(folder):
+    """Say how ranges of CDNOW's sales to come would have held: reported, not tuned."""
+    for as_of, days, name, low, high, caveat, came in child("hits", folder=folder)["rows"]:
+        held = "held" if low <= came <= high else "missed"
+        what = f"CDNOW, {days} days after {as_of}, {name}"
+        show(what, held, f"{low:,.0f} to {high:,.0f}", target=f"came {came:,.0f} {caveat}")
+
+
 def coverage(folder, worlds=2_000, step=23):
     """Count in generated worlds, a third of them of each model, how often intervals are right."""
     held = {}
@@ -195,7 +203,8 @@ def main():
     show("what", "ours", "peer", "ratio", "target")
     scratch = Path(tempfile.mkdtemp(prefix="crmlab-bench-", dir=options.folder))
     pieces = [
-        (customers_of, ()), (demo_shop, (200_000,)), (processes, ()), (value, ()), (coverage, ()),
+        (customers_of, ()), (demo_shop, (200_000,)), (processes, ()), (value, ()), (hits, ()),
+        (coverage, ()),
     ] if not options.large else [(large, ()), (demo_shop, (1_000_000,))]  # fmt: skip
     try:
         for piece, arguments in pieces:

@@ -351,6 +351,32 @@ def backtest(folder):
     return found
 
 
+def hits(folder):
+    """Hold ranges of the sales to come, as the page would have said them, against what came."""
+    import datetime as dt
+
+    cdnow(folder)
+    from crmlab import clv, customers, sources
+
+    shop, rows = sources.open_shop("cdnow"), []
+    for as_of, days in (("1997-09-30", 273), ("1997-12-31", 181), ("1998-03-31", 91)):
+        summary = customers.summary(shop, as_of=as_of)
+        terms = {"horizon_days": days, "margin": 1.0, "annual_discount_rate": 0.0}
+        model = clv.fit(summary, model="mbgnbd")  # what the days before these favour
+        values = model.predict(summary, **terms)
+        checks = clv.checks(shop, as_of=as_of, horizon_days=days, models=["mbgnbd"])
+        none = clv.Checks(checks.rows.iloc[:0], days, checks.log_days, shop.numbers)
+        later = customers.purchase_days(
+            shop, as_of=dt.date.fromisoformat(as_of) + dt.timedelta(days)
+        )
+        later = later.filter(later.purchased_on > as_of)
+        came = float(later.semi_join(summary, "customer_id").amount.sum().to_pyarrow().as_py())
+        for name, given in (("model only", none), ("as on the page", checks)):
+            between = clv.total_range(model, summary, values, **terms, checks=given)
+            rows.append([as_of, days, name, between.low, between.high, between.caveat, came])
+    return {"rows": rows}
+
+
 def scored(folder, memory_limit=""):
     """Bring a log to the table of every customer's value: check, summary, fit, forecast."""
     shop, customers, before = opened(folder, memory_limit)
