@@ -71,7 +71,11 @@ class Chart(Figure):
         svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", svg)
         for colour, name in VARIABLES.items():
             svg = svg.replace(colour, f"var({name}, {colour})")
-        return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+        # What is said with every text or to the millionth of a point makes half of a page.
+        svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+        svg = re.sub(r"font-family: [^;\"]+;? ?| transform=\"rotate\(-0 [^)]+\)\"", "", svg)
+        svg = re.sub(r">\s+<", "><", re.sub(r"(\.\d\d)\d+", r"\1", svg))
+        return svg.replace("<svg ", "<svg font-family=\"'DejaVu Sans', Verdana, sans-serif\" ", 1)
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
         return {"image/svg+xml": self.svg()}, {"image/svg+xml": {"alt": self.alt}}
@@ -341,7 +345,7 @@ def matrix(result: Matrix, what: str = "p_purchase") -> Chart:
             at = columns.index(cell.frequency), rows.index(cell.silent_days)
             value = getattr(cell, what)
             axes.bar(at[0], 1, 0.98, at[1] - 0.5, color=MODEL, alpha=0.08 + 0.6 * value / top)
-            axes.text(*at, say(value), ha="center", va="center", fontsize=8)
+            axes.text(*at, say(value), ha="center", va="center", fontsize=10)
         axes.set_xticks(range(len(columns)), [n.number(one) for one in columns])
         axes.set_yticks(range(len(rows)), [n.number(one) for one in rows])
         axes.grid(visible=False)

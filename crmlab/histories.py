@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from crmlab.forecasts import ClvModel
     from crmlab.sources import Shop
 
-STEPS = 10  # of each side of a matrix, at most
+STEPS = 8  # of each side of a matrix, at most
 POINTS = 200  # of a path, at most
 
 
