@@ -243,7 +243,7 @@ def backtest(
     if challenger or len(models) > 1:
         # A third of the days before the split is the most that leaves enough to learn from.
         length = min(horizon_days, (first_day - begins).days // 3)
-        ends = [first_day - dt.timedelta(n * length // 2) for n in range(INNER_SPLITS)]
+        ends = [first_day - dt.timedelta(max(n * length // 2, n)) for n in range(INNER_SPLITS)]
         inner = [windows.window(shop, end, -length, season_out) for end in ends]
         inner = [one for one in inner if one.buyers >= k]
     places, used = windows.favoured(inner, models, days_per_unit)
@@ -317,6 +317,6 @@ def _by_history(window: windows.Window, forecast: Array, k: int) -> dict[str, pd
             np.minimum(window.x, MOST_OFTEN).astype(int), often, *rest, k=k
         ),
         "by_silence": scores.by_group(
-            np.searchsorted(SILENCES, window.T - window.t_x, side="right"), quiet, *rest, k=k
+            np.searchsorted(SILENCES, window.silent, side="right"), quiet, *rest, k=k
         ),
     }

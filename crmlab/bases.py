@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from crmlab.forecasts import ClvModel
+    from crmlab.seasons import Season
     from crmlab.sources import Shop
 
 
@@ -22,19 +23,20 @@ if TYPE_CHECKING:
 class Known:
     """What can be said of customers without a forecast.
 
-    `repeaters` came back at least once; `repeat_purchases` is how often, all together.
+    `repeaters` came back at least once; half of them `usually` bought so often more, or oftener.
     """
 
     customers: int
     repeaters: int
-    repeat_purchases: int
+    usually: float
     k: int
     numbers: results.Numbers
 
     @property
     def kpis(self) -> list[results.Kpi]:
         """The tiles of a page that has no forecast."""
-        share = self.repeaters / self.customers if self.repeaters >= self.k else float("nan")
+        shown = self.k <= self.repeaters <= self.customers - self.k
+        share = self.repeaters / self.customers if shown else float("nan")
         return [
             results.Kpi("Customers", self.customers, "count", "up"),
             results.Kpi("Came back at least once", share, "share", "up"),
@@ -45,11 +47,11 @@ class Known:
         """What is known, in a sentence."""
         n = self.numbers
         some = f"fewer than {self.k}" if self.repeaters < self.k else n.number(self.repeaters)
+        some = "nearly all" if self.customers - self.repeaters < self.k <= self.repeaters else some
         told = f"Of {n.number(self.customers)} customers {some} came back at least once"
         if self.repeaters < self.k:
             return f"{told}."
-        each = n.number(self.repeat_purchases / self.repeaters, 1)
-        return f"{told}, and then bought {each} times more on average."
+        return f"{told}; half of them bought {n.number(self.usually)} times more, or oftener."
 
 
 def known(summary: ir.Table, *, numbers: results.Numbers, k: int) -> Known:
@@ -63,7 +65,7 @@ def known(summary: ir.Table, *, numbers: results.Numbers, k: int) -> Known:
     found = summary.aggregate(
         customers=summary.count(),
         repeaters=(summary.frequency > 0).sum(),
-        repeat_purchases=summary.frequency.sum(),
+        usually=(summary.frequency > 0).ifelse(summary.frequency, None).median(),
     )
     return Known(**found.to_pyarrow().to_pylist()[0], k=k, numbers=numbers)
 
@@ -121,18 +123,26 @@ def change(
     margin: float,
     annual_discount_rate: float,
     k: int,
+    season: Season | None = None,
 ) -> Change:
     """Split the change of the base's value since an earlier day by what customers did.
 
     Parameters
     ----------
-    summary : of today, in calendar days, as the model is
+    summary : of today, in the days that the model counts in
     since : the end of that day; before the log there is nothing to compare
     k : int, the fewest customers a figure may stand for
+    season : the one that was taken out of the summary, if one was
+
+    Raises
+    ------
+    UsageError if `since` is after the model's as_of
     """
     import pandas as pd
 
     day = tables.day(since, name="since")
+    if day > model.as_of:
+        raise tables.UsageError(f"since {day} is after as_of {model.as_of}. Choose an earlier day.")
     rows = pd.DataFrame(columns=["group", "customers", "before", "now", "change"])
     if day <= (summary.first_purchase.min().to_pyarrow().as_py()):
         return Change(rows, day, shop.numbers)
@@ -149,8 +159,11 @@ def change(
 
     days = summary.select("customer_id", "first_purchase", "last_purchase")
     both = days.inner_join(valued(summary, "now"), "customer_id")
-    both = both.left_join(valued(customers.summary(shop, as_of=day), "before"), "customer_id")
+    earlier = customers.summary(shop, as_of=day)
+    earlier = season.taken_out(earlier, as_of=day) if season else earlier
+    both = both.left_join(valued(earlier, "before"), "customer_id")
     both = both.mutate(
+        known=both.before.notnull().cast("int64"),
         before=both.before.fill_null(0.0),
         group=(both.first_purchase > day).ifelse(
             "are new since then",
@@ -159,6 +172,7 @@ def change(
     )
     found = both.group_by("group").aggregate(
         customers=both.count(),
+        known=both.known.sum(),
         before=both.before.sum(),
         now=both.now.sum(),
         # Null for new ones, who by their name had no value then: nobody can be told from that.
@@ -172,6 +186,10 @@ def change(
         k=k,
         largest={"before": "largest_before", "now": "largest_now"},
     )
+    # What was before stands for those who were there then.
+    if rows["known"].between(1, k - 1).any():
+        rows["before"] = float("nan")
+    rows = rows.drop(columns="known")
     everyone = rows.drop(columns="group").sum(skipna=False).to_frame().T.assign(group="all")
     rows = pd.concat([rows, everyone], ignore_index=True) if len(rows) else rows
     return Change(rows.assign(change=rows["now"] - rows["before"]), day, shop.numbers)

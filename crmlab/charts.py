@@ -159,10 +159,14 @@ def tracking_weekly(result: Backtest) -> Chart:
     weeks = frame["day"].map(date2num).diff() / 7
     each = frame[["actual", "expected"]].diff().div(weeks, axis=0).iloc[1:]
     after = each[frame["day"].iloc[1:] > result.split]
+    title = "Which weeks were better than expected?"
+    if len(each) < 2:
+        with matplotlib.rc_context(STYLE):
+            return _draw(title, "Too few weeks in which enough customers came back to say so.")[0]
     low, high = (each["actual"] / each["expected"]).quantile([0.1, 0.9])
     with matplotlib.rc_context(STYLE):
         chart, axes = _draw(
-            "Which weeks were better than expected?",
+            title,
             f"Repeat purchases per week. After {n.day(result.split)}: "
             f"{n.number(after['actual'].mean())} a week made, "
             f"{n.number(after['expected'].mean())} expected. Eight weeks in ten lie between "

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
     from crmlab.models import Array, Parameters
 
+WIDEST = 30  # times: a parameter that far out is as good as infinite
+
 
 @dataclass(frozen=True)
 class Estimates:
@@ -44,6 +46,7 @@ class Estimates:
 
         logs = np.log(list(self.parameters.values()))
         some = rng.multivariate_normal(logs, self.relative())
+        some = np.clip(some, logs - np.log(WIDEST), logs + np.log(WIDEST))
         return dict(zip(self.parameters, np.exp(some).tolist(), strict=True))
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from crmlab import tables
-from crmlab.estimates import Estimates, Spend
+from crmlab.estimates import WIDEST, Estimates, Spend
 from crmlab.forecasts import KEYS, TITLES, ClvModel
 from crmlab.likelihoods import Derivatives, Rows, spend_derivatives
 
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 MIN_REPEAT_CUSTOMERS = 30
 # What two more parameters must add to the log-likelihood: half the 95 % point of chi-squared (2).
 LEAST_GAIN = 3.0
-# Times its start: a parameter that far out is as good as infinite.
-WIDEST, WIDEST_SPEND = 30, 100
+WIDEST_SPEND = 100  # times its start: customers who spend alike are told apart by less
 FEW = 4_000  # unique rows that a fit starts with; the rest only move it a little
 
 

@@ -127,9 +127,9 @@ class ClvModel:
         is by the delta method on the logarithm, over the parameters of purchases and of spend.
         """
         for name, value, low, high in (
-            ("horizon_days", horizon_days, 1, 20 * 366),
+            ("horizon_days", horizon_days, 0.1, 40 * 366),  # in days of an average month too
             ("annual_discount_rate", annual_discount_rate, 0, 10),
-            ("margin", margin, 0, 1),
+            ("margin", margin, 0.0001, 1),
         ):
             tables.check_range(name, value, low, high)
         import ibis

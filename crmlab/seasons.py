@@ -9,6 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from crmlab import customers, results, tables
+from crmlab.fitting import fit
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -130,7 +131,9 @@ class Season:
         return f"<p>{escape(self.verdict)}</p>"
 
 
-def season(shop: Shop, summary: ir.Table, model: ClvModel, *, as_of: str | dt.date) -> Season:
+def season(
+    shop: Shop, summary: ir.Table, model: ClvModel | None = None, *, as_of: str | dt.date
+) -> Season:
     """Look for a season: months of the year that run above the model's curve, or below it.
 
     The logarithms of actual over expected repeat purchases per whole calendar month are explained
@@ -139,7 +142,7 @@ def season(shop: Shop, summary: ir.Table, model: ClvModel, *, as_of: str | dt.da
 
     Parameters
     ----------
-    summary, model : of the same shop and `as_of`, in calendar days
+    summary, model : of the same shop and `as_of`, in calendar days; without a model, BG/NBD
     """
     import ibis
     import numpy as np
@@ -152,8 +155,13 @@ def season(shop: Shop, summary: ir.Table, model: ClvModel, *, as_of: str | dt.da
     # Whole months: the first begins with the log or after it, the last ends by `as_of`.
     first_month = np.datetime64(start - dt.timedelta(1), "M").astype(int) + 1
     months = np.arange(first_month, np.datetime64(last_day + dt.timedelta(1), "M").astype(int))
+    unseen = Season(nothing, float("nan"), len(months), shop.numbers)
     if len(months) < TWO_YEARS:
-        return Season(nothing, float("nan"), len(months), shop.numbers)
+        return unseen
+    try:
+        model = model or fit(summary)
+    except tables.DataError:  # too few came back
+        return unseen
     edges = np.append(months, months[-1] + 1).astype("M8[M]").astype("M8[D]").astype(int)
     ends = edges - np.datetime64(start).astype(int)  # days from the log's first day
     expected = np.diff(_expected(model, np.maximum(ends[:, None] - in_all["born"].to_numpy(), 0),
@@ -165,8 +173,11 @@ def season(shop: Shop, summary: ir.Table, model: ClvModel, *, as_of: str | dt.da
     by_month = repeat.mutate(month=of.cast("int64")).group_by("month")
     seen = by_month.aggregate(n=ibis._.count(), buyers=ibis._.customer_id.nunique()).to_pandas()
     seen = seen.set_index("month").reindex(months, fill_value=0)
-    if seen["buyers"].min() < shop.policy.privacy_k:
-        return Season(nothing, float("nan"), len(months), shop.numbers)
+    # A young shop begins with months in which hardly anyone could have come back.
+    shown = (seen["buyers"] >= shop.policy.privacy_k).cummax()
+    seen, expected, months = seen[shown], expected[shown], months[shown]
+    if len(months) < TWO_YEARS or seen["buyers"].min() < shop.policy.privacy_k:
+        return unseen
     time = np.linspace(-1, 1, len(months))
     trend, of_year = np.column_stack([time, time**2]), np.eye(12)[months % 12]
     ratio, weight = np.log(seen["n"].to_numpy() / expected), np.sqrt(expected)
@@ -245,8 +256,8 @@ def tracking(
         )
         seen = seen.reindex(range(span // step, -1, -1), fill_value=0).reset_index()
         actual = seen["purchases"].cumsum()
-        enough = seen["customers"] >= k
-        shown = seen[enough.cummax()].index
+        enough = (seen["customers"] >= k) | (seen["customers"] == 0)
+        shown = seen[(seen["customers"] >= k).cummax()].index
         if enough.loc[shown].all():
             break
     ends = span - seen["step"].loc[shown].to_numpy(int) * step

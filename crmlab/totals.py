@@ -31,7 +31,8 @@ class Checks:
     """Hold-out checks at several splits: how far totals were off, each time.
 
     `rows` has one row per split: split; horizon_days; method, the model that the days before it
-    favour; total_error; rmse; best, of models and rules in hindsight, and its rmse.
+    favour where several are tried; total_error, of purchases; sales_error; rmse; best, of models
+    and rules in hindsight, and its rmse.
     `horizon_days` is the horizon that was asked for, `log_days` how long the log is.
     """
 
@@ -52,7 +53,7 @@ class Checks:
 
     @property
     def spread(self) -> float:
-        """The largest error of a total, as a logarithm; nan from fewer than three splits.
+        """The largest error of a total, of purchases or sales, as a logarithm; nan if too few.
 
         Where the horizon is longer than what could be tested, the error is taken to grow with the
         square root of the time, as the sum of what nobody foresaw does.
@@ -61,8 +62,9 @@ class Checks:
 
         if not self.tested_days:
             return float("nan")
-        errors = np.abs(np.log(np.maximum(1 + self.rows["total_error"], 0.01)))
-        return float(errors.max() * np.sqrt(max(self.horizon_days / self.tested_days, 1)))
+        errors = self.rows[["total_error", "sales_error"]].to_numpy(float)
+        largest = np.nanmax(np.abs(np.log(np.maximum(1 + errors, 0.01))))
+        return float(largest * np.sqrt(max(self.horizon_days / self.tested_days, 1)))
 
     @property
     def verdict(self) -> str:
@@ -70,8 +72,14 @@ class Checks:
         n, errors = self.numbers, self.rows["total_error"]
         if errors.empty:
             return "The log is too short to test a forecast on it: these figures are not tested."
-        listed = ", ".join(n.percent(error, signed=True) for error in errors)
-        told = f"At {n.number(len(errors))} earlier dates the forecast total was off by {listed}."
+        listed, sales = (
+            ", ".join(n.percent(error, signed=True) for error in self.rows[name])
+            for name in ("total_error", "sales_error")
+        )
+        told = (
+            f"At {n.number(len(errors))} earlier dates the forecast of all purchases was off by "
+            f"{listed}, that of all sales by {sales}."
+        )
         if not self.tested_days:
             return f"{told} That is too few to go by."
         if self.far_enough:
@@ -106,13 +114,16 @@ class Checks:
             formats={
                 "split": n.day,
                 "horizon_days": n.number,
-                "total_error": lambda value: n.percent(value, signed=True),
+                **dict.fromkeys(
+                    ("total_error", "sales_error"), lambda value: n.percent(value, signed=True)
+                ),
                 **dict.fromkeys(("rmse", "best_rmse"), lambda value: n.number(value, 3)),
             },
             headings={
                 "horizon_days": "days ahead",
                 "method": "model",
-                "total_error": "total",
+                "total_error": "purchases",
+                "sales_error": "sales",
                 "rmse": "its error",
                 "best": "best in hindsight",
                 "best_rmse": "error",
@@ -147,7 +158,7 @@ def checks(
     days = max(min(horizon_days, log_days // 3), 1)
     rows = []
     for number in range(splits):
-        split = last_day - dt.timedelta(days + number * days // 2)
+        split = last_day - dt.timedelta(days + max(number * days // 2, number))
         try:
             test = backtest(
                 shop,
@@ -161,19 +172,22 @@ def checks(
             )
         except (tables.DataError, tables.UsageError):
             continue  # too few customers had come back by then
-        errors, name = test.rows.set_index("method")["rmse"], test.model.title
+        by_method, name = test.rows.set_index("method"), test.model.title
+        errors = by_method["rmse"]
         rows.append(
             {
                 "split": split,
                 "horizon_days": days,
                 "method": name,
-                "total_error": test.rows.set_index("method").loc[name, "total_error"],
+                "total_error": by_method.loc[name, "total_error"],
+                "sales_error": by_method.loc[name, "sales_error"],
                 "rmse": errors[name],
                 "best": test.best,
                 "best_rmse": errors[test.best],
             }
         )
-    columns = ["split", "horizon_days", "method", "total_error", "rmse", "best", "best_rmse"]
+    columns = ["split", "horizon_days", "method", "total_error", "sales_error", "rmse", "best",
+               "best_rmse"]  # fmt: skip
     return Checks(pd.DataFrame(rows, columns=columns), horizon_days, log_days, shop.numbers)
 
 
@@ -238,6 +252,7 @@ def _ranges(
     `labels`: customer_id and segment, one row per customer of the summary.
     """
     import numpy as np
+    from scipy.special import gammaincinv
 
     rng = np.random.default_rng(seed)
     rows = model.alike(summary.inner_join(labels, "customer_id"), by="segment")
@@ -254,16 +269,13 @@ def _ranges(
         own=lambda rows: (rows.clv_sd * rows.clv_sd).sum(),
     )
     found = sums.order_by("segment").to_pandas()
-    off = np.sqrt(np.var(np.log(totals), axis=0, ddof=1) + found["own"] / found["clv"] ** 2)
-    own = np.exp(1.959964 * off)
-    factor = np.fmax(own, np.exp(checks.spread))
-    for name, by in (
-        ("low", 1 / factor),
-        ("high", factor),
-        ("own_low", 1 / own),
-        ("own_high", own),
-    ):
-        found[name] = found["clv"] * by
+    # A sum of what nobody has less of than nothing: gamma, which is normal where it is sure.
+    shape = 1 / (np.var(np.log(totals), axis=0, ddof=1) + found["own"] / found["clv"] ** 2)
+    least, most = (gammaincinv(shape, p) / shape for p in (0.025, 0.975))
+    found["own_low"], found["own_high"] = found["clv"] * least, found["clv"] * most
+    widest = np.exp(checks.spread) if checks.tested_days else 1.0
+    found["low"] = found["clv"] * np.minimum(least, 1 / widest)
+    found["high"] = found["clv"] * np.maximum(most, widest)
     found = found.drop(columns="own")
     return found.sort_values(["clv", "segment"], ascending=[False, True], ignore_index=True)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crmlab import customers, scores, seasons, tables
-from crmlab.fitting import fit, fit_each
+from crmlab.fitting import fit_each
 from crmlab.forecasts import KEYS, ClvModel
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ BOOSTED = "gradient boosting"
 class Window:
     """What was known of the customers at `cut`, and what they did in the `days` after it.
 
-    One row per different x, t_x and T (in days) and number of purchases in the window. `ahead` is
-    its length, in days of an average month where the `season` is taken out.
+    One row per different x, t_x and T and number of purchases in the window; `ahead` is its length.
+    These are in days of an average month where the `season` is taken out; `days`, `age` and
+    `silent`, the days since the first and the last purchase, are the calendar's.
     """
 
     past: ir.Table
@@ -37,6 +38,8 @@ class Window:
     x: Array
     t_x: Array
     T: Array
+    age: Array
+    silent: Array
     bought: Array
     sales: Array
     weights: Array
@@ -58,7 +61,7 @@ def window(shop: Shop, cut: dt.date, days: int, season_out: bool) -> Window:
     cut, days = (cut, days) if days >= 0 else (cut + dt.timedelta(days), -days)
     past, season = customers.summary(shop, as_of=cut), None
     if season_out:
-        season = seasons.season(shop, past, fit(past), as_of=cut)
+        season = seasons.season(shop, past, as_of=cut)
         past = season.taken_out(past, as_of=cut)
     later = customers.purchase_days(shop, as_of=cut + dt.timedelta(days))
     later = later.filter(later.purchased_on > ibis.literal(cut))
@@ -67,7 +70,10 @@ def window(shop: Shop, cut: dt.date, days: int, season_out: bool) -> Window:
     )
     joined = past.left_join(shop.landed(each, "bought"), "customer_id")
     joined = joined.mutate(bought=joined.bought.fill_null(0), sales=joined.sales.fill_null(0.0))
-    keys = [*KEYS, "bought"]
+    age, silent = (ibis.literal(cut).delta(joined[f"{name}_purchase"], unit="day")
+                   for name in ("first", "last"))  # fmt: skip
+    joined = joined.mutate(age=age, silent=silent)
+    keys = [*KEYS, "age", "silent", "bought"]
     rows = joined.group_by(keys).aggregate(sales=joined.sales.sum(), customers=joined.count())
     frame = rows.order_by(keys).to_pandas()
     columns = (frame[name].to_numpy(float) for name in [*keys, "sales", "customers"])
@@ -93,7 +99,7 @@ def forecasts(
         )
         for title, model in fitted.items()
     }
-    forecasts[SAME_RATE] = window.x / np.maximum(window.T, 1) * window.days
+    forecasts[SAME_RATE] = window.x / np.maximum(window.age, 1) * window.days
     forecasts[SAME_COUNT] = window.x
     forecasts[NOTHING] = np.zeros_like(window.x)
     return fitted, forecasts
@@ -118,7 +124,7 @@ def favoured(
         used += 1
         errors = {name: window.rmse(forecast) for name, forecast in made.items()}
         for name, error in errors.items():
-            ratios.setdefault(name, []).append(error / min(errors.values()))
+            ratios.setdefault(name, []).append((error + 1e-9) / (min(errors.values()) + 1e-9))
     return {name: float(np.mean(some)) for name, some in ratios.items()}, used
 
 

@@ -3,6 +3,7 @@ import datetime as dt
 import pytest
 
 from crmlab import clv, customers, results
+from crmlab.tables import UsageError
 
 TERMS = {"horizon_days": 365, "margin": 0.3, "annual_discount_rate": 0.1}
 
@@ -45,6 +46,28 @@ def test_groups_of_few_customers_are_not_told_apart(fitted):
     assert "bought again since" not in set(rows["group"])
 
 
+def test_what_was_before_stands_for_k_customers_of_then(fitted):
+    shop, summary, model = fitted
+    found = clv.change(shop, model, summary, since="1997-01-02", **TERMS, k=500)
+    then = customers.summary(shop, as_of="1997-01-02").count().to_pyarrow().as_py()
+    assert then < 500
+    assert found.rows["before"].isna().all()
+    assert "Too few customers" in found.verdict
+
+
+def test_an_earlier_day_is_before_as_of(fitted):
+    shop, summary, model = fitted
+    with pytest.raises(UsageError, match="since 1997-10-01 is after as_of 1997-09-30"):
+        clv.change(shop, model, summary, since="1997-10-01", **TERMS, k=10)
+
+
+def test_nearly_all_is_not_told_apart_from_all(fitted):
+    rest = fitted[1].filter(fitted[1].frequency > 0).union(fitted[1].limit(3), distinct=True)
+    known = clv.known(rest, numbers=results.Numbers(), k=10)
+    assert "nearly all came back" in known.verdict
+    assert known.kpis[1].value != known.kpis[1].value
+
+
 def test_before_the_log_there_is_nothing_to_compare(fitted):
     shop, summary, model = fitted
     for since in ("1996-01-01", "1997-01-01"):
@@ -56,7 +79,10 @@ def test_before_the_log_there_is_nothing_to_compare(fitted):
 def test_what_is_known_without_a_forecast(fitted):
     summary = fitted[1]
     known = clv.known(summary, numbers=results.Numbers(), k=10)
-    assert known.verdict.startswith("Of 2,357 customers 946 came back at least once, and then")
+    assert known.verdict == (
+        "Of 2,357 customers 946 came back at least once; half of them bought 2 times more, "
+        "or oftener."
+    )
     assert [kpi.value for kpi in known.kpis] == [2357, pytest.approx(946 / 2357)]
     few = clv.known(summary.filter(summary.frequency > 16), numbers=results.Numbers(), k=100)
     assert "fewer than 100 came back" in few.verdict

@@ -522,10 +522,11 @@ def test_importing_lifetimes_leaves_pandas_and_the_warnings_as_they_were():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"margin": 30}, "margin is 30; it must lie between 0 and 1"),
+        ({"margin": 30}, "margin is 30; it must lie between 0.0001 and 1"),
         ({"margin": 0.3, "horizon_days": 0}, "horizon_days is 0"),
         ({"margin": 0.3, "annual_discount_rate": -1}, "annual_discount_rate is -1"),
         ({"margin": None}, "margin is None"),
+        ({"margin": 0}, "margin is 0; it must lie between"),
         ({"margin": 0.3, "horizon_days": "90"}, "horizon_days is '90'"),
     ],
 )
@@ -732,8 +733,17 @@ def test_a_log_of_returns_only_is_a_sentence(project_of):
         project_of(days_of(300, amount="-5"))
 
 
+def with_a_gap():
+    """Return a log in which nobody buys for a year."""
+    lines = small_log(600, seed=5).splitlines()
+    moved = [line.replace(",2024-", ",2026-") for line in lines if ",2024-0" not in line]
+    return "\n".join([*(line for line in lines if ",2024-1" not in line), *moved[1:]]) + "\n"
+
+
 @pytest.mark.parametrize(
-    "log", [days_of(400), days_of(400, gap=1), small_log(400)], ids=["alike", "daily", "short"]
+    "log",
+    [days_of(400), days_of(60, times=60, gap=1, days=61), small_log(400), with_a_gap()],
+    ids=["alike", "daily", "short", "gap"],
 )
 def test_a_log_of_customers_all_alike_or_short_makes_a_page(project_of, log):
     summary, html = project_of(log)

@@ -1,3 +1,4 @@
+import dataclasses
 import datetime as dt
 
 import ibis
@@ -64,13 +65,38 @@ def test_two_full_years_are_needed(seasonal, sample):
     assert not season.found
 
 
+def test_a_young_shop_may_have_begun_with_hardly_any_buyers(make_world):
+    shop = make_world(4_000, ["seasonality"], seed=5)
+    policy = dataclasses.replace(shop.policy, privacy_k=60)
+    shop = dataclasses.replace(shop, settings=dataclasses.replace(shop.settings, policy=policy))
+    _, season = season_of(shop)
+    assert 24 <= season.seen_months < 36
+    assert len(season.months) == 12
+
+
+def test_without_two_years_the_season_costs_no_forecast(make_shop):
+    """Where nothing can be taken out, it is as if nothing had been asked."""
+    rng = np.random.default_rng(3)
+    rows = [
+        f"c{n},{dt.date(2022, 1, 1) + dt.timedelta(int(day))},5"
+        for n in range(400)
+        for day in rng.integers(n // 4, 500, 2 + rng.poisson(3))
+    ]
+    shop = make_shop("customer_id,purchased_at,amount\n" + "\n".join(rows))
+    plain, out = (
+        clv.backtest(shop, split="2022-05-01", horizon_days=300, models=["bgnbd"],
+                     season_out=season_out).rows
+        for season_out in (False, True)
+    )  # fmt: skip
+    pd.testing.assert_frame_equal(plain, out)
+
+
 def test_months_of_few_buyers_are_not_shown(make_shop):
     rng = np.random.default_rng(1)
     days = pd.date_range("2022-01-01", "2024-12-31")
     rows = [f"c{n},{days[d]:%Y-%m-%d},5" for n in range(40) for d in rng.integers(0, 1096, 12)]
     shop = make_shop("customer_id,purchased_at,amount\n" + "\n".join(rows))
     _, season = season_of(shop, as_of="2024-12-31")
-    assert season.seen_months in (35, 36)
     assert season.months.empty
     assert "too few customers came back" in season.verdict
 
@@ -113,6 +139,11 @@ def test_taking_the_season_out_mends_a_forecast_of_the_months_before_christmas(s
     assert abs(out.total_error) < 0.06
     assert out.rows["rmse"].iloc[0] < plain.rows["rmse"].iloc[0]
     assert (out.tracking["day"] == plain.tracking["day"]).all()
+    # Rules of thumb and silences stay the calendar's.
+    columns = ["label", "customers", "actual"]
+    pd.testing.assert_frame_equal(out.by_silence[columns], plain.by_silence[columns])
+    rule = [one.rows.set_index("method").loc["same rate", "purchases"] for one in (plain, out)]
+    assert rule[0] == pytest.approx(rule[1])
     missed = [
               abs(one.tracking["expected"].iloc[-1] / one.tracking["actual"].iloc[-1] - 1)
               for one in (plain, out)]  # fmt: skip

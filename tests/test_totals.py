@@ -22,9 +22,10 @@ def fitted(home):
         return summary, model, model.predict(summary, **TERMS)
 
 
-def checked(errors, *, ahead=365, horizon=365, log=2000):
+def checked(errors, *, sales=(0.0,), ahead=365, horizon=365, log=2000):
     """Return checks whose forecasts, so many days ahead, were off by `errors`."""
     rows = pd.DataFrame({"total_error": errors, "horizon_days": ahead})
+    rows["sales_error"] = np.resize(sales, len(errors))
     return clv.Checks(rows, horizon, log, NUMBERS)
 
 
@@ -42,6 +43,49 @@ def test_a_total_has_a_range_that_is_as_wide_as_earlier_totals_were_off(fitted):
     assert total < few.high < enough.high
     # By the model alone: the parameters' part, some 13 % of the total, and chance.
     assert np.log(few.high / few.low) / 2 == pytest.approx(0.13, abs=0.05)
+
+
+def test_a_total_of_money_is_as_uncertain_as_earlier_sales_were_off(fitted):
+    summary, model, values = fitted
+    total = values.clv.sum().to_pyarrow().as_py()
+    checks = checked([0.01, -0.02, 0.01], sales=[0.1, -0.4, 0.05])
+    between = clv.total_range(model, summary, values, **TERMS, checks=checks)
+    assert between.high == pytest.approx(total / 0.6)
+    assert "that of all sales by +10.0%, −40.0%, +5.0%" in checks.verdict
+
+
+def test_a_sum_that_is_mostly_nothing_has_no_impossible_range(fitted):
+    summary, model, _ = fitted
+    day = {**TERMS, "horizon_days": 1}
+    values = model.predict(summary, **day)
+    between = clv.total_range(model, summary.limit(40), values.semi_join(
+        summary.limit(40), "customer_id"), **day, checks=checked([0.1]))  # fmt: skip
+    # Of forty customers hardly one buys in a day: nothing is likeliest, a few purchases the most.
+    assert 0 <= between.low < 1e-6
+    assert between.high < 40
+
+
+@pytest.mark.parametrize("seed", [94, 192])
+def test_no_draw_of_flat_parameters_swallows_the_model_s_own_part(seed):
+    world = worlds.generate("bgnbd", 80 if seed == 94 else 150, seed)
+    summary = world.summary()
+    model = clv.fit(summary)
+    terms = {"horizon_days": 364, "margin": 1.0, "annual_discount_rate": 0.1}
+    values = model.predict(summary, **terms)
+    checks = checked([0.1, 0.05, -0.02], horizon=364)
+    between = clv.total_range(model, summary, values, **terms, checks=checks)
+    assert between.high / between.low > 1.5  # far more than earlier totals were off
+
+
+def test_two_checks_at_the_same_date_are_not_two(make_shop):
+    rows = "\n".join(
+        f"c{n},{dt.date(2024, 1, 1) + dt.timedelta((7 * n + 11 * j) % 120)},5"
+        for n in range(200) for j in range(1 + n % 6)
+    )  # fmt: skip
+    shop = make_shop(f"customer_id,purchased_at,amount\n{rows}\n", "[policy]\nprivacy_k = 2\n")
+    found = clv.checks(shop, as_of="2024-04-29", horizon_days=1, models=["nbd"]).rows
+    assert len(found) == 3
+    assert found["split"].is_unique
 
 
 def test_a_horizon_that_could_not_be_tested_is_said_and_widens_the_range(fitted):
@@ -66,7 +110,8 @@ def test_checks_at_earlier_dates_say_how_far_totals_were_off(sample):
     assert set(checks.rows["horizon_days"]) == {181}  # a third of the log
     assert (checks.tested_days, checks.log_days) == (181, 545)
     assert checks.rows["total_error"].abs().max() < 0.3
-    worst = np.log1p(checks.rows["total_error"]).abs().max()
+    errors = checks.rows[["total_error", "sales_error"]]
+    worst = np.log1p(errors).abs().max().max()
     assert checks.spread == pytest.approx(worst * np.sqrt(365 / 181))
     assert "At 3 earlier dates the forecast total was off by" in checks._repr_html_()
     # A day after the last complete one costs no check.

@@ -129,7 +129,9 @@ def totals(model, worlds, n, name, first=0):
     from crmlab import totals as sums
 
     terms = {"horizon_days": 364, "margin": 1.0, "annual_discount_rate": 0.1}
-    none = clv.Checks(pd.DataFrame({"total_error": [], "horizon_days": []}), 364, 728, None)
+    none = clv.Checks(
+        pd.DataFrame({"total_error": [], "sales_error": [], "horizon_days": []}), 364, 728, None
+    )
     rows = []
     for number in range(first, first + worlds):
         world = generate(model, n, seed_of(name, number))
