@@ -113,7 +113,7 @@ def test_checks_at_earlier_dates_say_how_far_totals_were_off(sample):
     errors = checks.rows[["total_error", "sales_error"]]
     worst = np.log1p(errors).abs().max().max()
     assert checks.spread == pytest.approx(worst * np.sqrt(365 / 181))
-    assert "At 3 earlier dates the forecast total was off by" in checks._repr_html_()
+    assert "At 3 earlier dates the forecast of all purchases was off by" in checks._repr_html_()
     # A day after the last complete one costs no check.
     assert len(clv.checks(sample(), as_of="1998-07-02", horizon_days=365).rows) == 3
     short = clv.checks(sample(), as_of="1997-02-15", horizon_days=365)
