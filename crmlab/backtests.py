@@ -56,6 +56,7 @@ class Backtest:
     best: str
     cost: tuple[float, float, float]
     chosen_on: tuple[int, int, dt.date] | None
+    k: int
     numbers: results.Numbers
 
     def _of(self, name: str) -> float:
@@ -154,8 +155,14 @@ class Backtest:
         return self.rows
 
     def _repr_html_(self) -> str:
-        n = self.numbers
-        return f"<p>{escape(self.verdict)}</p>" + results.html_table(
+        n, others = self.numbers, ""
+        if self.born_after:
+            few = self.born_after < self.k
+            others = (
+                f"<p>{f'Fewer than {self.k}' if few else n.number(self.born_after)} customers who first bought after "
+                f"{n.day(self.split)} could not be forecast and are left out of it.</p>"
+            )
+        return f"<p>{escape(self.verdict)}</p>{others}" + results.html_table(
             self.rows,
             title=f"Forecast of {n.number(self.customers)} customers on {n.day(self.split)}, "
             f"{n.number(self.horizon_days)} days ahead",
@@ -279,6 +286,7 @@ def backtest(
         best=best,
         cost=scores.cost(forecasts[choice], forecasts[best], window.bought, window.weights, seed),
         chosen_on=(used, inner[0].days, inner[0].cut) if used else None,
+        k=k,
         numbers=shop.numbers,
     )
 

@@ -368,6 +368,8 @@ def test_customers_born_after_the_split_are_counted_and_not_forecast(sample, hom
     test = clv.backtest(sample(), split="1997-02-20", horizon_days=100)
     assert test.customers == (first <= split).sum()
     assert test.born_after == ((first > split) & (first <= until)).sum() > 0
+    said = f"{test.born_after:,} customers who first bought after Feb 20, 1997 could not be"
+    assert said in test._repr_html_()
     known = log[log["customer_id"].map(first) <= split]
     later = known[(known["purchased_at"] > split) & (known["purchased_at"] <= until)]
     assert test.actual == len(later.drop_duplicates(["customer_id", "purchased_at"]))
