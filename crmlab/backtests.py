@@ -158,8 +158,9 @@ class Backtest:
         n, others = self.numbers, ""
         if self.born_after:
             few = self.born_after < self.k
+            some = f"Fewer than {self.k}" if few else n.number(self.born_after)
             others = (
-                f"<p>{f'Fewer than {self.k}' if few else n.number(self.born_after)} customers who first bought after "
+                f"<p>{some} customers who first bought after "
                 f"{n.day(self.split)} could not be forecast and are left out of it.</p>"
             )
         return f"<p>{escape(self.verdict)}</p>{others}" + results.html_table(

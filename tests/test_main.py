@@ -119,7 +119,7 @@ ERRORS = {
     "a margin out of range": (
         ("report", "cdnow-clv", "--set", "margin=30"),
         2,
-        "must lie between 0 and 1",
+        "must lie between 0.0001 and 1",
     ),
 }
 
