@@ -116,7 +116,7 @@ class Backtest:
             f"{n.day(day)}"
         )
         if self.best == self.choice:
-            return f"{how}, and was the best there too."
+            return f"{how}, and was the best after the split too."
         extra, low, high = (n.number(value, 3) for value in self.cost)
         return (
             f"{how}; {self.best} would have been better by {extra} per customer (95 % interval "
@@ -125,8 +125,7 @@ class Backtest:
 
     @property
     def caution(self) -> str:
-        """How far the total was off, in one sentence for the page's summary."""
-        n = self.numbers
+        """One sentence for the page's summary where no model was of use, else nothing."""
         if self.decision == "do not forecast":
             return "In the last check no forecast was of use: do not rely on these figures."
         if self.choice in RULES:
@@ -134,21 +133,7 @@ class Backtest:
                 f"In the last check the rule of thumb “{self.choice}” did better than the models: "
                 "do not rely on these figures."
             )
-        low = "too low" if self.total_error < 0 else "too high"
-        return (
-            f"In the last check the model's total was {n.percent(abs(self.total_error))} {low}: "
-            "use the total as a rough guide, and rely on who ranks above whom."
-        )
-
-    @property
-    def kpis(self) -> list[results.Kpi]:
-        """The tile of the page."""
-        note = f"{self.numbers.number(self.horizon_days)} days after {self.numbers.day(self.split)}"
-        return [
-            results.Kpi(
-                "Last forecast of purchases, off by", self.total_error, "signed_share", "", note
-            )
-        ]
+        return ""
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per method, the chosen one first."""

@@ -138,7 +138,7 @@ def calibration(result: Backtest) -> Chart:
     )
     with matplotlib.rc_context(STYLE):
         chart, axes = _draw(
-            "Do those buy of whom it is expected?",
+            "Do those who are expected to buy do so?",
             f"Purchases per customer, customers in order of their forecast. {told}."
             if told
             else "Too few customers, or one who makes half of the purchases, to say so.",
@@ -353,7 +353,10 @@ def matrix(result: Matrix, what: str = "p_purchase") -> Chart:
         axes.set_xticks(range(len(columns)), [n.number(one) for one in columns])
         axes.set_yticks(range(len(rows)), [n.number(one) for one in rows])
         axes.grid(visible=False)
-        axes.set(xlabel="repeat purchases", ylabel="days since the last purchase")
+        axes.set(
+            xlabel=f"repeat purchases, of customers first seen {n.number(result.T)} days ago",
+            ylabel="days since the last purchase",
+        )
     return chart
 
 
@@ -372,7 +375,7 @@ def path(result: Path) -> Chart:
         axes.plot(date2num(frame["day"].tolist()), 100 * frame["p_purchase"], color=MODEL)
         axes.vlines(date2num(result.purchases), 0, 4, color=ACTUAL)
         _days(axes)
-        axes.set(ylabel="chance of a purchase, %", ylim=(0, 102))
+        axes.set(ylabel=f"chance within {n.number(result.horizon_days)} days, %", ylim=(0, 102))
     return chart
 
 

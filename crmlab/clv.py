@@ -13,7 +13,8 @@ from crmlab.fitting import fit, to_lifetimes
 from crmlab.forecasts import ClvModel
 from crmlab.histories import matrix, path
 from crmlab.seasons import Season, season
-from crmlab.totals import Checks, Range, Segments, by_segment, checks, segments_of, total_range
+from crmlab.segments import Segments, by_segment, segments_of
+from crmlab.totals import Checks, Range, checks, total_range
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir

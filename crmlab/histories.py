@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from crmlab.forecasts import ClvModel
     from crmlab.sources import Shop
 
-STEPS = 8  # of each side of a matrix, at most
+# The sides of a matrix, as far as the shop's customers go; eight of each at most.
+OFTEN = (1, 2, 3, 5, 8, 12, 20, 30, 50, 80, 120, 200, 300, 500)
+SILENT = (0, 30, 60, 90, 180, 270, 365, 545, 730, 1095)
+STEPS = 8
 POINTS = 200  # of a path, at most
 
 
@@ -56,8 +59,8 @@ def matrix(
     )
     T, usual, most = (int(one) for one in sides.to_pyarrow().to_pylist()[0].values())
     most = min(most, max(usual, STEPS))
-    frequency = np.unique(np.linspace(1, max(most, 1), STEPS).round())
-    silent = np.unique(np.linspace(0, T, STEPS + 1).round())[:-1]
+    frequency = np.array([n for n in OFTEN if n <= most][-STEPS:], float)
+    silent = np.array([days for days in SILENT if days < T][:STEPS], float)
     x, days = (side.ravel() for side in np.meshgrid(frequency, silent))
     possible = x <= T - days  # one purchase a day
     x, days = x[possible], days[possible]

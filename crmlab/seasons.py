@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import calendar
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
@@ -59,10 +60,34 @@ class Season:
                 f"No season shows in {n.number(self.seen_months)} whole months: the months of the "
                 "year differ no more than chance makes them."
             )
-        rows = self.months.set_index("month")["index"]
+        rows = self.months.set_index("month")
+        told = (
+            f"The shop is seasonal: against an average month, customers buy "
+            f"{self._against(rows['index'].idxmax())}, and {self._against(rows['index'].idxmin())}."
+        )
+        clear = {
+            "More": rows.index[rows["low"] > 1],
+            "Less": rows.index[rows["high"] < 1],
+        }
+        some = [
+            f"{how} than usual they surely buy in {_listed(months)}."
+            for how, months in clear.items()
+            if len(months) > 1
+        ]
+        return " ".join([told, *some])
+
+    def caution(self, day: dt.date, days: int) -> str:
+        """Warn of a forecast of so many days that does not know the season.
+
+        Nothing where there is none, or the days are worth as many average ones but for a few.
+        """
+        n, share = self.numbers, self.ahead(day, days) / days if days else 1.0
+        if not self.found or abs(share - 1) < 0.03:
+            return ""
         return (
-            f"The shop is seasonal: customers buy {self._against(rows.idxmax())}, and "
-            f"{self._against(rows.idxmin())}."
+            f"The shop is seasonal, and these {n.number(days)} days are worth "
+            f"{n.number(share * days)} average ones, which this forecast does not know: set "
+            "season_out to take the season out."
         )
 
     def _against(self, month: int) -> str:
@@ -129,6 +154,11 @@ class Season:
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(self.verdict)}</p>"
+
+
+def _listed(months: Sequence[int]) -> str:
+    *most, last = [calendar.month_name[month] for month in months]
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def season(

@@ -1,4 +1,4 @@
-"""Sums of the forecast: between what they lie, of all customers and by segment."""
+"""Sums of the forecast: how far earlier ones were off, and between what this one lies."""
 
 from __future__ import annotations
 
@@ -15,15 +15,12 @@ if TYPE_CHECKING:
     import ibis.expr.types as ir
     import pandas as pd
 
-    from crmlab.customers import LogStart
     from crmlab.forecasts import ClvModel
     from crmlab.sources import Shop
 
 SHARED_DRAWS = 40  # of the parameters, for the range of a total
 ENOUGH_SPLITS = 3
 NOT_TESTED = "model only, not tested"
-MOST_SEGMENTS = 12  # what is left joins "other": more can neither be read nor drawn
-FIRST, OLDER = "first purchase", "perhaps older than the log"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +73,13 @@ class Checks:
             ", ".join(n.percent(error, signed=True) for error in self.rows[name])
             for name in ("total_error", "sales_error")
         )
+        days = n.number(self.rows["horizon_days"][0])
         told = (
-            f"At {n.number(len(errors))} earlier dates the forecast of all purchases was off by "
-            f"{listed}, that of all sales by {sales}."
+            f"At {n.number(len(errors))} dates a forecast of {days} days was off by {listed} in "
+            f"all purchases, and by {sales} in all sales."
         )
+        if len(errors) > 1 and (errors.gt(0).all() or errors.lt(0).all()):
+            told += f" All of them were too {'high' if errors[0] > 0 else 'low'}."
         if not self.tested_days:
             return f"{told} That is too few to go by."
         if self.far_enough:
@@ -90,12 +90,30 @@ class Checks:
         )
 
     @property
+    def kpis(self) -> list[results.Kpi]:
+        """The tile of the page: how far off the last forecast was."""
+        if self.rows.empty:
+            return []
+        n, last = self.numbers, self.rows.iloc[0]
+        note = f"{n.number(last['horizon_days'])} days after {n.day(last['split'])}"
+        error = float(last["total_error"])
+        return [results.Kpi("Last forecast of purchases, off by", error, "signed_share", "", note)]
+
+    @property
     def caution(self) -> str:
-        """One sentence for the page where the horizon is longer than the log, else nothing."""
-        n = self.numbers
+        """What the page's summary says: the last forecast, and a horizon longer than the log."""
+        n, told = self.numbers, ""
+        if not self.rows.empty:
+            last = self.rows.iloc[0]
+            high = "high" if last["total_error"] > 0 else "low"
+            told = (
+                f"The last forecast that can be checked, of the {n.number(last['horizon_days'])} "
+                f"days after {n.day(last['split'])}, was {n.percent(abs(last['total_error']))} too "
+                f"{high}: use the total as a rough guide, and rely on who ranks above whom. "
+            )
         if self.horizon_days <= self.log_days:
-            return ""
-        return (
+            return told.strip()
+        return told + (
             f"The horizon of {n.number(self.horizon_days)} days is longer than the log "
             f"({n.number(self.log_days)} days): nothing in it shows what customers do for so long."
         )
@@ -110,7 +128,7 @@ class Checks:
             return f"<p>{escape(self.verdict)}</p>"
         return f"<p>{escape(self.verdict)}</p>" + results.html_table(
             self.rows,
-            title="The forecast at earlier dates",
+            title="Forecasts from earlier dates",
             formats={
                 "split": n.day,
                 "horizon_days": n.number,
@@ -124,9 +142,9 @@ class Checks:
                 "method": "model",
                 "total_error": "purchases",
                 "sales_error": "sales",
-                "rmse": "its error",
+                "rmse": "error per customer",
                 "best": "best in hindsight",
-                "best_rmse": "error",
+                "best_rmse": "its error",
             },
         )
 
@@ -226,19 +244,20 @@ def total_range(
     """
     import ibis
 
-    terms = {
-        "horizon_days": horizon_days,
-        "margin": margin,
-        "annual_discount_rate": annual_discount_rate,
-    }
+    terms = terms_of(horizon_days, margin, annual_discount_rate)
     labels = summary.select("customer_id", segment=ibis.literal("all"))
-    one = _ranges(model, summary, values, labels, terms, checks, seed).iloc[0]
+    one = ranges(model, summary, values, labels, terms, checks, seed).iloc[0]
     days = checks.tested_days
     caveat = f"tested {checks.numbers.number(days)} days ahead only" if days else NOT_TESTED
     return Range(one["low"], one["high"], "" if checks.far_enough else caveat)
 
 
-def _ranges(
+def terms_of(horizon_days: float, margin: float, rate: float) -> dict[str, float]:
+    """Return the terms of a forecast as `ClvModel.predict` and `clv_of` take them."""
+    return {"horizon_days": horizon_days, "margin": margin, "annual_discount_rate": rate}
+
+
+def ranges(
     model: ClvModel,
     summary: ir.Table,
     values: ir.Table,
@@ -278,142 +297,3 @@ def _ranges(
     found["high"] = found["clv"] * np.maximum(most, widest)
     found = found.drop(columns="own")
     return found.sort_values(["clv", "segment"], ascending=[False, True], ignore_index=True)
-
-
-@dataclass(frozen=True, eq=False)
-class Segments:
-    """What the customers of each segment are worth, with ranges.
-
-    `rows`: segment, customers, clv and its low and high, and the same per customer: each, each_low
-    and each_high; own_low and own_high hold the model's own part, without what earlier totals were
-    off by, which moves all segments together. The most valuable customers first, or cohorts in
-    their order; "other" last. Money is in shop currency.
-    """
-
-    rows: pd.DataFrame
-    by: str
-    numbers: results.Numbers
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return one row per segment."""
-        return self.rows
-
-    def _repr_html_(self) -> str:
-        n = self.numbers
-        if self.rows.empty:
-            return f"<p>Too few customers to compare them by {escape(self.by)}.</p>"
-        shown = self.rows.assign(
-            range=[f"{n.money(a, 0)} to {n.money(b, 0)}" if a == a else results.NOTHING
-                   for a, b in zip(self.rows["low"], self.rows["high"], strict=True)],
-        )  # fmt: skip
-        return results.html_table(
-            shown[["segment", "customers", "each", "clv", "range"]],
-            title=f"Lifetime value by {self.by}",
-            formats={
-                "customers": n.number,
-                "each": n.money,
-                "clv": lambda value: n.money(value, 0),
-                "range": str,
-            },
-            headings={"segment": self.by, "each": "each", "clv": "lifetime value"},
-        )
-
-
-def by_segment(
-    model: ClvModel,
-    summary: ir.Table,
-    values: ir.Table,
-    segments: ir.Table,
-    *,
-    by: str,
-    horizon_days: float,
-    margin: float,
-    annual_discount_rate: float,
-    checks: Checks,
-    numbers: results.Numbers,
-    k: int,
-    seed: int = 1,
-) -> Segments:
-    """Add up the forecast by segment, each with its range as `total_range` makes it.
-
-    Parameters
-    ----------
-    segments : local ibis table: customer_id and segment, text; who has none is "unknown"
-    by : what the segments are, in words
-    k : int, the fewest customers a segment may have; smaller ones, and all after the twelve
-        largest, are "other"
-    """
-    import numpy as np
-
-    labels = summary.select("customer_id").left_join(segments, "customer_id")
-    labels = labels.select("customer_id", segment=labels.segment.fill_null("unknown"))
-    sizes = labels.group_by("segment").aggregate(customers=labels.count()).to_pandas()
-    sizes = sizes.sort_values(["customers", "segment"], ascending=[False, True])
-    largest = np.arange(len(sizes)) < MOST_SEGMENTS
-    sizes["segment"] = sizes["segment"].where(largest, "other")
-    sizes = sizes.groupby("segment", as_index=False)["customers"].sum()
-    kept = results.merge_small_cells(sizes, label="segment", customers="customers", k=k)
-    shown = labels.segment.isin(kept["segment"].tolist())
-    labels = labels.mutate(segment=shown.ifelse(labels.segment, "other"))
-    terms = {
-        "horizon_days": horizon_days,
-        "margin": margin,
-        "annual_discount_rate": annual_discount_rate,
-    }
-    rows = _ranges(model, summary, values, labels, terms, checks, seed)
-    rows = results.merge_small_cells(
-        rows, label="segment", customers="customers", k=k,
-        largest={"clv": "largest"},
-    )  # fmt: skip
-    hidden = rows["clv"].isna()
-    rows.loc[hidden, ["low", "high", "own_low", "own_high"]] = float("nan")
-    for name, total in (("each", "clv"), ("each_low", "low"), ("each_high", "high")):
-        rows[name] = rows[total] / rows["customers"]
-    rows[["own_low", "own_high"]] = rows[["own_low", "own_high"]].div(rows["customers"], axis=0)
-    rows = rows.sort_values("each", ascending=False) if by != FIRST else rows.sort_values("segment")
-    rows = rows.sort_values("segment", key=lambda names: names == "other", kind="stable")
-    return Segments(rows.reset_index(drop=True), by, numbers)
-
-
-def segments_of(
-    shop: Shop, summary: ir.Table, history: LogStart, column: str = ""
-) -> tuple[ir.Table, str]:
-    """Return each customer's segment, and what the segments are in words.
-
-    Parameters
-    ----------
-    column : a text column of the table customers, such as region; empty = the month of the
-        first purchase, or its quarter or year; those apart who may be older than the log
-    """
-    import ibis
-
-    if not column:
-        rest = summary.anti_join(history.older, "customer_id")
-        year = rest.first_purchase.year().cast("string")
-        quarter = year + " Q" + rest.first_purchase.quarter().cast("string")
-        month = year + "-" + rest.first_purchase.month().cast("string").lpad(2, "0")
-        label = next(
-            (
-                one
-                for one in (month, quarter)
-                if rest.select(one=one).one.nunique().to_pyarrow().as_py() < MOST_SEGMENTS
-            ),
-            year,
-        )
-        older = history.older.select("customer_id", segment=ibis.literal(OLDER))
-        return older.union(rest.select("customer_id", segment=label)), FIRST
-    if not shop.has("customers"):
-        raise tables.DataError(
-            f"Segments by {column} need the table customers, which shop '{shop.id}' has not. Leave "
-            "the segment empty to compare customers by their first purchase."
-        )
-    members = shop.table("customers")
-    texts = [name for name, kind in members.schema().items()
-             if kind.is_string() and name not in ("customer_id", "household_id")]  # fmt: skip
-    if column not in texts:
-        raise tables.UsageError(
-            f"The customers of shop '{shop.id}' have no segment {column!r}; "
-            f"they have {', '.join(texts) or 'no column of words'}."
-            + tables.did_you_mean(column, texts)
-        )
-    return shop.landed(members.select("customer_id", segment=column), "segments"), column

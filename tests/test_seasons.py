@@ -1,5 +1,6 @@
 import dataclasses
 import datetime as dt
+import re
 
 import ibis
 import numpy as np
@@ -44,6 +45,11 @@ def test_the_months_of_the_truth_are_found_with_their_intervals(seasonal):
     assert months.loc[11, "low"] > 1.2  # December is no chance
     assert "The shop is seasonal" in season.verdict
     assert "more in December (95 % interval" in season.verdict
+    assert re.search(r"More than usual they surely buy in .*November and December", season.verdict)
+    assert re.search("Less than usual they surely buy in January, February", season.verdict)
+    spring = season.caution(dt.date(2025, 12, 31), 60)
+    assert re.search("these 60 days are worth (4[7-9]|5[0-3]) average ones", spring)
+    assert season.caution(dt.date(2025, 12, 31), 365) == ""
 
 
 def test_a_shop_without_a_season_has_none(make_world):

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from crmlab import clv, customers, results, sources, totals
+from crmlab import clv, customers, results, segments, sources
 from crmlab.tables import DataError, UsageError
 from tests import worlds
 
@@ -25,6 +25,7 @@ def fitted(home):
 def checked(errors, *, sales=(0.0,), ahead=365, horizon=365, log=2000):
     """Return checks whose forecasts, so many days ahead, were off by `errors`."""
     rows = pd.DataFrame({"total_error": errors, "horizon_days": ahead})
+    rows["split"] = dt.date(2024, 1, 1)
     rows["sales_error"] = np.resize(sales, len(errors))
     return clv.Checks(rows, horizon, log, NUMBERS)
 
@@ -51,7 +52,7 @@ def test_a_total_of_money_is_as_uncertain_as_earlier_sales_were_off(fitted):
     checks = checked([0.01, -0.02, 0.01], sales=[0.1, -0.4, 0.05])
     between = clv.total_range(model, summary, values, **TERMS, checks=checks)
     assert between.high == pytest.approx(total / 0.6)
-    assert "that of all sales by +10.0%, −40.0%, +5.0%" in checks.verdict
+    assert "and by +10.0%, −40.0%, +5.0% in all sales" in checks.verdict
 
 
 def test_a_sum_that_is_mostly_nothing_has_no_impossible_range(fitted):
@@ -100,7 +101,7 @@ def test_a_horizon_that_could_not_be_tested_is_said_and_widens_the_range(fitted)
     assert "The horizon of 368 days is longer than the log (300 days)" in quarter.caution
     whole = checked([0.02, -0.05, -0.3], ahead=364)
     assert whole.far_enough  # but for a day
-    assert (whole.caution, "widened" in whole.verdict) == ("", False)
+    assert ("longer" in whole.caution, "widened" in whole.verdict) == (False, False)
 
 
 def test_checks_at_earlier_dates_say_how_far_totals_were_off(sample):
@@ -113,7 +114,11 @@ def test_checks_at_earlier_dates_say_how_far_totals_were_off(sample):
     errors = checks.rows[["total_error", "sales_error"]]
     worst = np.log1p(errors).abs().max().max()
     assert checks.spread == pytest.approx(worst * np.sqrt(365 / 181))
-    assert "At 3 earlier dates the forecast of all purchases was off by" in checks._repr_html_()
+    assert "At 3 dates a forecast of 181 days was off by" in checks._repr_html_()
+    assert "All of them were too low." in checks.verdict
+    last = checks.rows.iloc[0]
+    assert "of the 181 days after Dec 31, 1997, was" in checks.caution
+    assert checks.kpis[0].value == last["total_error"]
     # A day after the last complete one costs no check.
     assert len(clv.checks(sample(), as_of="1998-07-02", horizon_days=365).rows) == 3
     short = clv.checks(sample(), as_of="1997-02-15", horizon_days=365)
@@ -154,13 +159,17 @@ def test_segments_add_up_to_the_base_and_each_has_its_own_range(fitted):
     assert (wide["each_high"] / wide["each"]).to_numpy() == pytest.approx(1.5)
     assert (wide["own_high"] < wide["each_high"]).all()
     assert "&lt;b&gt;north" in found._repr_html_()
+    assert found.verdict == "By region, nobody's customers are clearly worth most."
+    one = found.rows.assign(own_low=[6.5, 1], own_high=[7.5, 2], each=[7.0, 1.5])
+    told = clv.Segments(one, "region", NUMBERS).verdict
+    assert told.endswith("are worth most: $7.00 each, against $1.50 of the next.")
 
 
 def test_small_segments_and_all_after_the_twelfth_are_other(fitted):
     summary = fitted[0]
     many = split(summary, [f"s{n:02d}" for n in range(30)] + ["big"] * 30)
     rows = by(fitted, many).rows
-    assert len(rows) <= totals.MOST_SEGMENTS + 1
+    assert len(rows) <= segments.MOST_SEGMENTS + 1
     assert list(rows["segment"])[-1] == "other"
     assert rows["customers"].sum() == 2357
     few = split(summary, ["most"] * 400 + ["rare", "scarce"])
@@ -191,8 +200,9 @@ def test_cohorts_are_the_months_or_years_of_the_first_purchase(fitted, sample):
     segments, _ = clv.segments_of(shop, summary, history)
     counts = segments.group_by("segment").aggregate(n=segments.count()).to_pandas()
     counts = counts.set_index("segment")["n"]
-    assert set(counts.index) == {"2023", "2024", "2025", totals.OLDER}
-    assert counts[totals.OLDER] == history.maybe_older
+    older = f"perhaps before {history.starts_on}"
+    assert set(counts.index) == {"2023", "2024", "2025", older}
+    assert counts[older] == history.maybe_older
     assert counts.sum() == history.customers
 
 

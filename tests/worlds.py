@@ -145,7 +145,7 @@ def totals(model, worlds, n, name, first=0):
         held = {}
         for what in (np.full(n, "all"), np.where(world.T > 52, "old", "new")):
             labels = ibis.memtable(pd.DataFrame({"customer_id": ids, "segment": what}))
-            found = sums._ranges(fitted, summary, values, labels, terms, none, number)
+            found = sums.ranges(fitted, summary, values, labels, terms, none, number)
             for row in found.itertuples():
                 held[row.segment] = float(row.low <= came[row.segment] <= row.high)
         rows.append({"all": held["all"], "segments": (held["old"] + held["new"]) / 2})
