@@ -146,7 +146,7 @@ class Season:
         return rows.mutate(
             recency=(rows.last_passed - rows.first_passed).round(1),
             T=(float(passed[-1]) - rows.first_passed).round(1),
-        ).drop("first_passed", "last_passed")
+        ).select(summary.columns)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per month of the year."""
