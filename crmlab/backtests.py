@@ -228,8 +228,8 @@ def backtest(
     window = windows.window(shop, first_day, horizon_days, season_out)
     if window.buyers < k:
         raise tables.DataError(
-            f"Only {window.buyers} customers bought again between {first_day} and {until}; a "
-            f"hold-out check needs {k}. Choose another split or a longer horizon."
+            f"Fewer than {k} customers bought again between {first_day} and {until}; a hold-out "
+            "check needs as many. Choose another split or a longer horizon."
         )
     fitted, forecasts = windows.forecasts(window, models, days_per_unit)
     inner: list[windows.Window] = []

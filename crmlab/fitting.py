@@ -80,9 +80,8 @@ def fit_each(
     repeaters = int(weights[x > 0].sum())
     if repeaters < MIN_REPEAT_CUSTOMERS:
         raise tables.DataError(
-            f"Only {repeaters} of {int(weights.sum())} customers came back for a second purchase; "
-            f"a lifetime value needs at least {MIN_REPEAT_CUSTOMERS}. Take a longer log or a later "
-            "as_of."
+            f"Fewer than {MIN_REPEAT_CUSTOMERS} of {int(weights.sum())} customers came back for a "
+            "second purchase; a lifetime value needs as many. Take a longer log or a later as_of."
         )
     spend, spend_notes = _fit_spend(summary)
     if as_of is None:
@@ -252,8 +251,8 @@ def _fit_spend(summary: ir.Table) -> tuple[Spend, list[str]]:
     x, value, weights = (rows[key].to_numpy(float) for key in [*keys, "customers"])
     if weights.sum() < MIN_REPEAT_CUSTOMERS:
         raise tables.DataError(
-            f"Only {int(weights.sum())} customers came back and spent more than nothing; the value "
-            f"of a purchase needs at least {MIN_REPEAT_CUSTOMERS} of them."
+            f"Fewer than {MIN_REPEAT_CUSTOMERS} customers came back and spent more than nothing; "
+            "the value of a purchase needs as many."
         )
     start = np.log([5.0, 4.0, float(weights @ value / weights.sum())])
     whole, few = spend_derivatives(x, value, weights), slice(None, None, max(1, len(x) // FEW))
