@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
 
@@ -22,12 +22,16 @@ def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
 
         try:
             command(*args, **options)
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
         except UsageError as error:
             _stop(error, USAGE)
         except DataError as error:
             _stop(error, DATA)
-        except OSError as error:
-            _stop(error, FAILED)
+        except (OSError, RuntimeError) as error:
+            from crmlab.reports.ledger import BusyError
+
+            _stop(error, BUSY if isinstance(error, BusyError) else FAILED)
 
     return wrapped
 
@@ -51,9 +55,8 @@ def demo() -> None:
 
     home = sources.home()
     written = demo_shops.prepare(home / "data", progress=lambda text: click.echo(text, err=True))
-    for report in reports.load(home).values():
-        if report.shop in written:
-            _run(report)
+    known = [report for report in reports.load(home).values() if report.shop in written]
+    _finish(reports.run_all([reports.prepare(home, report) for report in known]))
     click.echo(home / "reports" / "site" / "index.html")
 
 
@@ -135,11 +138,34 @@ def new_shop(name: str, source: str, currency: str, locale: str, timezone: str) 
 @click.option("--as-of", help="The last day that counts, such as 2025-12-31.")
 @click.option("--slot", help="The scheduled time that the run is for, such as 2026-01-05T06:00.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter.")
+@click.option("--list", "listed", is_flag=True, help="List the pages of a sweep and run nothing.")
 @_plain_errors
 def report(
-    report_id: str, shop: str | None, as_of: str | None, slot: str | None, settings: tuple[str, ...]
+    report_id: str,
+    shop: str | None,
+    as_of: str | None,
+    slot: str | None,
+    settings: tuple[str, ...],
+    listed: bool,
 ) -> None:
     """Run the report ID of reports.toml now."""
+    from crmlab import reports, sources
+    from crmlab.tables import UsageError
+
+    for setting in settings:
+        if "=" not in setting:
+            raise UsageError(f"--set {setting}: write it as NAME=VALUE, such as margin=0.3.")
+    parameters = dict(setting.split("=", 1) for setting in settings)
+    asked = {"shop": shop, "as_of": as_of, "slot": slot, "parameters": parameters}
+    home, one = sources.home(), _report(report_id)
+    if listed:
+        for run in reports.pages(home, one, **asked):
+            click.echo("".join(f"{name}={run.values[name]}" for name in one.sweep))
+        return
+    _finish(reports.run_all(reports.by_hand(home, one, **asked)), pages=True)
+
+
+def _report(report_id: str) -> Any:
     from crmlab import reports, sources
     from crmlab.tables import UsageError, did_you_mean
 
@@ -149,25 +175,67 @@ def report(
             f"There is no report '{report_id}'; reports.toml has {', '.join(known) or 'none'}."
             + did_you_mean(report_id, known)
         )
-    for setting in settings:
-        if "=" not in setting:
-            raise UsageError(f"--set {setting}: write it as NAME=VALUE, such as margin=0.3.")
-    parameters = dict(setting.split("=", 1) for setting in settings)
-    page = _run(known[report_id], shop=shop, as_of=as_of, slot=slot, parameters=parameters)
-    click.echo(page)
+    return known[report_id]
 
 
-def _run(report: Any, **options: Any) -> Any:
-    """Run a report and return its page; a run that failed or is busy ends the command."""
+def _finish(results: Iterable[Any], *, pages: bool = False) -> None:
+    """Say how each run ended as it ends; the worst of them is the exit code."""
+    codes = [0]
+    for result in results:
+        codes.append(result.code)
+        if result.said:
+            click.echo(f"{'Error: ' if result.code else ''}{result.said}", err=True)
+        if pages and result.page:
+            click.echo(result.page)
+    if code := max(codes, key=(0, BUSY, DATA, USAGE, FAILED).index):
+        raise SystemExit(code)
+
+
+@main.command("run-due")
+@_plain_errors
+def run_due() -> None:
+    """Run all that is due, each page once; for cron, every few minutes."""
     from crmlab import reports, sources
 
-    try:
-        result = reports.run(sources.home(), report, **options)
-    except reports.RunError as error:
-        _stop(error, FAILED)
-    except reports.BusyError as error:
-        _stop(error, BUSY)
-    return result.page
+    _finish(_told(reports.run_due(sources.home())))
+
+
+def _told(results: Iterable[Any]) -> Iterable[Any]:
+    for result in results:
+        if not result.code:
+            click.echo(f"{result.key}, slot {result.slot}: {result.state}, {result.seconds:.0f} s")
+        yield result
+
+
+@main.command()
+@click.argument("report_id", metavar="[ID]", required=False)
+@click.option("--last", default=20, show_default=True, help="How many runs of each page to show.")
+@_plain_errors
+def history(report_id: str | None, last: int) -> None:
+    """Show what was run for which time, and how it ended."""
+    from crmlab import reports, sources
+
+    known = [_report(report_id).id] if report_id else None
+    shown = False
+    for key, rows in reports.history(sources.home(), known).items():
+        click.echo(key)
+        for row in rows[-last:]:
+            tries = f", try {row['attempt']}" if row.get("attempt", 1) > 1 else ""
+            said = row.get("details") or row.get("failure") or row.get("summary", "")
+            click.echo(f"  {row['slot'][:16]}  {row['state']:<9}{tries}  {said}")
+            shown = True
+    if not shown:
+        click.echo("Nothing has run yet.")
+
+
+@main.command("schedule")
+@click.argument("kind", type=click.Choice(["cron", "systemd", "airflow"]))
+@_plain_errors
+def schedule(kind: str) -> None:
+    """Print the crontab line, the systemd units, or the Airflow DAG file that runs the reports."""
+    from crmlab import reports, sources
+
+    click.echo(reports.scheduler_file(kind, sources.home()), nl=False)
 
 
 if __name__ == "__main__":

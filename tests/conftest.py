@@ -11,6 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from tests import projects
+
 ROOT = Path(__file__).parent.parent
 REFERENCE_DATA = Path(os.environ.get("CRMLAB_REFERENCE_DATA", ROOT.parent / "shared" / "data"))
 # The contract's types as the generated and the adapted shops write them.
@@ -50,6 +52,13 @@ def home(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _at_home(home, monkeypatch):
     monkeypatch.setenv("CRMLAB_HOME", str(home))
+
+
+@pytest.fixture
+def project(tmp_path, home, monkeypatch):
+    """A project with a quick notebook on a small shop, and one report of it."""
+    monkeypatch.setenv("CRMLAB_HOME", str(tmp_path))
+    return projects.make(tmp_path)
 
 
 @pytest.fixture(scope="session")

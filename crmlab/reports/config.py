@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import datetime as dt
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -12,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crmlab.tables import UsageError, did_you_mean
+from crmlab.tables import UsageError, day, did_you_mean
 
 # What the runner sets itself; a report's own parameters are all others.
 SET_BY_THE_RUN = ("shop_name", "as_of")
+LONGEST_TEXT = 1_000
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,22 @@ class Report:
     shop: str
     schedule: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
+    sweep: dict[str, Any] = field(default_factory=dict)
     timeout_minutes: float = 20
+    retries: int = 0
+    keep: int = 12
+    notify: list[str] = field(default_factory=list)
 
 
-_TYPES: dict[str, Any] = {"parameters": dict, "timeout_minutes": (int, float)}
+_TYPES: dict[str, Any] = {
+    "parameters": dict,
+    "sweep": dict,
+    "timeout_minutes": (int, float),
+    "retries": int,
+    "keep": int,
+    "notify": list,
+}
+_BOUNDS = {"timeout_minutes": (0.01, 1440), "retries": (0, 10), "keep": (1, 1000)}
 
 
 def load(home: Path) -> dict[str, Report]:
@@ -60,8 +75,9 @@ def load(home: Path) -> dict[str, Report]:
                 raise UsageError(
                     f"{path}: {key} = {value!r} of [[report]] number {number} is wrong."
                 )
-        if not 0 < entry.get("timeout_minutes", 20) <= 1440:
-            raise UsageError(f"{path}: timeout_minutes must lie between 0 and 1440.")
+        for key, (least, most) in _BOUNDS.items():
+            if not least <= entry.get(key, most) <= most:
+                raise UsageError(f"{path}: {key} must lie between {least} and {most}.")
         if missing := [key for key in ("id", "notebook", "shop") if not entry.get(key)]:
             raise UsageError(f"{path}: [[report]] number {number} needs {', '.join(missing)}.")
         for key in ("id", "notebook", "shop"):
@@ -71,18 +87,64 @@ def load(home: Path) -> dict[str, Report]:
                 )
         if entry["id"] in reports:
             raise UsageError(f"{path}: two reports have the id '{entry['id']}'.")
-        reports[entry["id"]] = Report(**entry)
+        reports[entry["id"]] = report = Report(**entry)
+        if problem := _problem(report):
+            raise UsageError(f"{path}, report '{report.id}': {problem}")
     return reports
+
+
+def _problem(report: Report) -> str:
+    """Say what is wrong with the schedule, the sweep or the addresses of a report."""
+    import cronsim
+
+    if report.schedule:
+        try:
+            cronsim.CronSim(report.schedule, dt.datetime(2026, 1, 1))
+        except cronsim.CronSimError as error:
+            return f'schedule = "{report.schedule}" is no cron line like "0 6 * * mon": {error}.'
+        if len(report.schedule.split()) != 5:
+            return (
+                f'schedule = "{report.schedule}" needs five fields: minute hour day month weekday.'
+            )
+    for name, wanted in report.sweep.items():
+        if len(report.sweep) > 1:
+            return "a sweep goes over one parameter."
+        if name in report.parameters or name in SET_BY_THE_RUN:
+            return f"the sweep sets '{name}', which is set elsewhere too."
+        if not (wanted and isinstance(wanted, str | list)):
+            return f'sweep = {{ {name} = {wanted!r} }} must be "all", "table.column" or a list.'
+    for address in report.notify:
+        if not re.fullmatch(r"\$\{\w+\}", str(address)):
+            return (
+                'notify holds addresses with secrets: write them as "${NAME}", and set NAME in '
+                "the environment."
+            )
+    return ""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a notebook: its type and default, and the comment beside it as help."""
+    """One parameter of a notebook: its type and default, and the comment beside it as help.
+
+    A text whose comment begins with `date` is a date or empty; one with `one of a | b | c` is one
+    of these words.
+    """
 
     name: str
     type: type
     default: str | int | float | bool
     help: str
+
+    @property
+    def choices(self) -> list[str]:
+        """Return the words that may be chosen; none where any text will do."""
+        found = re.match(r"one of ([^;,:]+)", self.help) if self.type is str else None
+        return [word.strip() for word in found[1].split("|")] if found else []
+
+    @property
+    def is_date(self) -> bool:
+        """Whether it is a date, or empty."""
+        return self.type is str and re.match(r"date\b", self.help) is not None
 
 
 def schema(notebook: Path) -> dict[str, Parameter]:
@@ -178,6 +240,20 @@ def _as_type(parameter: Parameter, value: Any) -> Any:
         raise UsageError(
             f"Parameter '{parameter.name}' is {value!r}; it must be {_IN_WORDS[wanted]}, such as "
             f"{parameter.default!r} ({parameter.help})."
+        )
+    if isinstance(read, float) and not math.isfinite(read):
+        raise UsageError(f"Parameter '{parameter.name}' is {read}; it must be a finite number.")
+    if isinstance(read, str) and (len(read) > LONGEST_TEXT or not read.isprintable()):
+        raise UsageError(
+            f"Parameter '{parameter.name}' must be at most {LONGEST_TEXT} printable characters on "
+            "one line."
+        )
+    if parameter.is_date and read:
+        return day(read, name=f"Parameter '{parameter.name}'").isoformat()
+    if parameter.choices and read not in parameter.choices:
+        raise UsageError(
+            f"Parameter '{parameter.name}' is {read!r}; it must be one of "
+            f"{', '.join(parameter.choices)}.{did_you_mean(read, parameter.choices)}"
         )
     return read
 

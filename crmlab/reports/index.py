@@ -1,65 +1,37 @@
-"""The front page of all reports, made from the manifests of their runs."""
+"""The front page of all reports, made from the ledger of their runs."""
 
 from __future__ import annotations
 
 import datetime as dt
-import json
-import os
 from pathlib import Path
 from typing import Any
 
-from crmlab.reports import page
+from crmlab.reports import ledger, page
+from crmlab.reports.ledger import Manifest
 from crmlab.settings import make_folder
 
 # Earlier pages that the front page links to.
 EARLIER_PAGES = 12
-# What every manifest says from its run's beginning.
-NEEDED = {"state", "report", "shop_name", "key", "slot", "as_of", "started"}
 
 
-def manifests(home: Path) -> list[dict[str, Any]]:
-    """Return the manifests of all runs, oldest first; one that cannot be read is passed over."""
-    found = []
-    for path in (home / "reports" / "private").glob("*/*/*/manifest.json"):
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if not isinstance(manifest, dict) or not manifest.keys() >= NEEDED:
-            continue
-        if manifest["state"] == "running" and not _alive(manifest.get("pid", 0)):
-            manifest |= {"state": "failed", "failure": "It was killed before it had finished."}
-        found.append(manifest)
-    return sorted(found, key=lambda manifest: (manifest["started"], manifest["slot"]))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid > 0
-
-
-def _published(home: Path, key: str) -> list[dict[str, Any]]:
+def _published(home: Path, key: str) -> list[Manifest]:
     """Return the published runs of one page, the one that managers should see last."""
-    good = [m for m in manifests(home) if m["key"] == key and m["state"] == "published"]
-    return sorted(good, key=_newness)
+    good = [m for m in ledger.entries(home) if m["key"] == key and m["state"] == "published"]
+    return sorted(good, key=newness)
 
 
-def _newness(manifest: dict[str, Any]) -> tuple[str, str, str]:
-    return manifest["as_of"], manifest["slot"], manifest["started"]
+def newness(manifest: Manifest) -> tuple[str, str, str]:
+    """Order the runs of a page: the one that managers should see comes last."""
+    return manifest["as_of"], manifest["moment"], manifest["started"]
 
 
-def is_newest(home: Path, manifest: dict[str, Any]) -> bool:
+def is_newest(home: Path, manifest: Manifest) -> bool:
     """Tell whether no published page of the same key is of a later date."""
     others = _published(home, manifest["key"])
-    return not others or _newness(others[-1])[:2] <= _newness(manifest)[:2]
+    return not others or newness(others[-1])[:2] <= newness(manifest)[:2]
 
 
-def previous(home: Path, key: str, as_of: str) -> dict[str, Any] | None:
+def previous(home: Path, key: str, as_of: str) -> Manifest | None:
     """Return the newest published run of the same page as of an earlier date."""
     earlier = [run for run in _published(home, key) if run["as_of"] < as_of]
     return earlier[-1] if earlier else None
@@ -72,14 +44,14 @@ def write(home: Path) -> Path:
     path = home / "reports" / "site" / "index.html"
     make_folder(path.parent, 0o755)
     make_folder(home / "reports" / "private", 0o700)
-    with FileLock(home / "reports" / "private" / "index.lock"):
+    with FileLock(home / "reports" / "private" / "index.lock", timeout=60):
         page.write(path, _html(home), 0o644)
     return path
 
 
 def _html(home: Path) -> str:
     runs: dict[str, list[dict[str, Any]]] = {}
-    for manifest in manifests(home):
+    for manifest in ledger.entries(home):
         # A run that was refused, say for a parameter out of range, is the asker's business only.
         if manifest["state"] not in ("refused", "running"):
             runs.setdefault(manifest["key"], []).append(manifest)
@@ -101,7 +73,7 @@ def _entry(runs: list[dict[str, Any]], home: Path) -> dict[str, Any]:
         for run in runs
         if run["state"] == "published" and (site / run.get("page", "?")).is_file()
     ]
-    good.sort(key=_newness)
+    good.sort(key=newness)
     shown = good[-1] if good else {}
     failed = last["state"] != "published"
     return {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from crmlab import results
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 LARGEST_PAGE = 5_000_000
+# A variable of the environment so named holds what nobody should read.
+SECRET = r"PASS|SECRET|TOKEN|CREDENTIAL|NOTIFY|(^|_|API)KEY($|_)"
 
 
 class PageError(Exception):
@@ -150,6 +154,24 @@ def words(html: str, *, longer_than: int) -> set[str]:
     texts = [soup.get_text(" "), *(str(tag["aria-label"]) for tag in soup.find_all(role="img"))]
     found = re.split(r"[\s,;:()<>“”\"']+", " ".join(texts))
     return {word.strip(".") for word in found if len(word.strip(".")) > longer_than}
+
+
+def without_secrets(text: str) -> str:
+    """Blank the values of the environment's secrets, and the password of any URL."""
+    for name, value in os.environ.items():
+        if len(value) > 5 and re.search(SECRET, name, re.IGNORECASE):
+            # As it is, as HTML, and as JSON write it.
+            for form in {value, escape(value), json.dumps(value)[1:-1]}:
+                text = text.replace(form, "***")
+    return re.sub(r"(://[^:/@\s\"'<>]+:)[^@\s\"'<>]+@", r"\1***@", text)
+
+
+def clean(path: Path) -> None:
+    """Blank the environment's secrets in a private file, if there is one."""
+    if path.is_file():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if (cleaned := without_secrets(text)) != text:
+            write(path, cleaned, 0o600)
 
 
 def write(path: Path, text: str, mode: int) -> None:

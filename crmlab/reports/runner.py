@@ -1,69 +1,96 @@
-"""One run of a report: validate, run the notebook, check the page, publish it, show it."""
+"""Runs of reports: each in a process of its own, judged by that process, published or recorded."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
-import logging
 import os
-import re
 import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
 import time
 import zoneinfo
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from crmlab import sources, tables
-from crmlab.reports import config, index, page
+from crmlab import settings, tables
+from crmlab.reports import child, config, ledger, page, publishing
 from crmlab.reports.config import Report
-from crmlab.results import Numbers, PageEnds, html_table
+from crmlab.reports.ledger import BusyError, LedgerError, Manifest
 from crmlab.settings import make_folder
 
 STEPS = {
+    "start": "starting the run",
     "open": "opening the shop's data",
     "notebook": "running the notebook",
     "page": "making the page",
     "publish": "publishing the page",
 }
 SHOWN_PACKAGES = ("crmlab", "lifetimes", "ibis-framework", "duckdb", "papermill")
-
-
-class RunError(Exception):
-    """A run failed for a reason other than its data; the message says at which step and why."""
-
-
-class BusyError(Exception):
-    """The same report is being run by another process."""
+WORKERS = 2
+CHILD = "import sys; from crmlab.reports import child; child.start(sys.argv[1])"
+# What schedulers read; see the README.
+DONE, FAILED, USAGE, DATA, BUSY = 0, 1, 2, 3, 75
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """One finished run: the page that managers see, and the private folder of the run.
+    """How the run of one page ended.
 
-    `page` is the lasting path, unless the run is of an earlier date than the page that is there.
+    `state` is published, failed, refused, stopped or busy, and `code` the exit code for it.
+    `page` is the lasting path, unless the run is of an earlier date than the page that is there;
+    None without one. `said` is one sentence, for the terminal, of what went wrong.
     """
 
     report: str
-    page: Path
-    folder: Path
+    key: str
+    slot: str
+    state: str
+    code: int
+    page: Path | None
+    folder: Path | None
     seconds: float
+    said: str = ""
 
 
-def run(
+@dataclass(eq=False)
+class Run:
+    """A run under way: its manifest, its process, its private and its scratch folder."""
+
+    home: Path
+    report: Report
+    values: dict[str, Any]
+    manifest: Manifest
+    begun: float = 0.0
+    scratch: Path | None = None
+    process: subprocess.Popen[bytes] | None = None
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    @property
+    def folder(self) -> Path:
+        """The run's private folder."""
+        return self.home / "reports" / "private" / str(self.manifest["folder"])
+
+
+def prepare(
     home: Path,
     report: Report,
     *,
     shop: str | None = None,
     as_of: str | None = None,
-    slot: str | None = None,
+    slot: str | dt.datetime | None = None,
     parameters: Mapping[str, Any] | None = None,
-    progress: bool = True,
-) -> RunResult:
-    """Run a report and publish its page; whatever fails, the page that was there stays.
+) -> Run:
+    """Check what a run is asked for, before anything is written or started.
 
     Parameters
     ----------
@@ -75,314 +102,204 @@ def run(
 
     Raises
     ------
-    UsageError before anything runs; DataError, RunError once the failure is recorded; BusyError
+    UsageError
     """
     home = home.resolve()
-    notebook = home / "notebooks" / f"{report.notebook}.ipynb"
-    values = _values(notebook, report, as_of, parameters or {})
-    running = _begin(home, report, shop or report.shop, slot, values)
-    running.manifest["by_hand"] = bool(shop or as_of or parameters)
-    clock = time.monotonic()
-    with _only_one(home, running.manifest["key"]):
-        make_folder(running.folder, 0o700)
-        running.record()
-        try:
-            shown = _make(running, notebook, values, progress)
-        except BaseException as error:
-            _fail(running, error)
-            expected = isinstance(error, tables.DataError | tables.UsageError)
-            if expected or not isinstance(error, Exception):
-                raise
-            said = running.manifest["details"]
-            raise RunError(f"Report '{report.id}': {said}") from error
-        finally:
-            running.manifest["seconds"] = round(time.monotonic() - clock, 1)
-            running.record()
-            index.write(home)
-    return RunResult(report.id, shown, running.folder, running.manifest["seconds"])
-
-
-@dataclass
-class _Running:
-    """A run under way: where it writes, for which time, how far it is, what it will have said."""
-
-    home: Path
-    report: Report
-    at: dt.datetime
-    folder: Path
-    manifest: dict[str, Any]
-    step: str = "open"
-
-    def record(self) -> None:
-        """Write the manifest as it stands, so that a run that is killed leaves a trace."""
-        text = json.dumps({**self.manifest, "step": self.step}, indent=1, default=str)
-        page.write(self.folder / "manifest.json", text, 0o600)
-
-
-def _values(
-    notebook: Path, report: Report, as_of: str | None, parameters: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the notebook's parameters as this run sets them, checked against its schema."""
-    if "shop_name" in parameters:
+    name = shop or report.shop
+    if name.endswith(".toml"):
+        raise tables.UsageError("A report runs on a shop under data/: name it, not its shop.toml.")
+    if "shop_name" in (parameters or {}):
         raise tables.UsageError("The shop is no parameter; name it with --shop.")
-    values = config.validate(notebook, {**report.parameters, **parameters})
+    notebook = home / "notebooks" / f"{report.notebook}.ipynb"
+    values = config.validate(notebook, {**report.parameters, **(parameters or {})})
     if day := as_of or values.get("as_of"):
         values["as_of"] = tables.day(day).isoformat()
-    return values
+    shop_name, zone = shop_clock(name)
+    at = _slot(slot, zone)
+    manifest = manifest_of(report, name, shop_name, at, values)
+    manifest["by_hand"] = bool(shop or as_of or parameters)
+    return Run(home, report, values, manifest)
 
 
-def _begin(
-    home: Path, report: Report, shop: str, slot: str | None, values: dict[str, Any]
-) -> _Running:
-    """Name the run's folder and begin its manifest; nothing is written yet."""
-    if shop.endswith(".toml"):
-        raise tables.UsageError("A report runs on a shop under data/: name it, not its shop.toml.")
-    try:
-        settings = sources.open_shop(shop).settings
-        shop_name, timezone = settings.name, settings.timezone
-    except tables.DataError:  # a broken shop.toml: said again, and recorded, by the run
-        shop_name, timezone = shop, "UTC"
-    at = _slot(slot, timezone)
-    folder = home / "reports" / "private" / shop / report.id
-    manifest = {
-        "state": "running",
-        "pid": os.getpid(),
+def manifest_of(
+    report: Report, shop: str, shop_name: str, at: dt.datetime, values: Mapping[str, Any]
+) -> Manifest:
+    """Return what is known of a run before it begins."""
+    moment = at.astimezone(dt.UTC)
+    run_id = f"{moment:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    return {
+        "state": "waiting",
         "report": report.id,
         "notebook": report.notebook,
         "shop": shop,
         "shop_name": shop_name,
         "key": f"{shop}/{report.id}/{config.slug(values)}",
         "slot": at.isoformat(),
+        "moment": moment.isoformat(),
         "as_of": values.get("as_of", ""),
         "set": {name: v for name, v in values.items() if name not in config.SET_BY_THE_RUN},
-        "started": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in SHOWN_PACKAGES},
-    }
-    run_id = f"{at:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-    return _Running(home, report, at, folder / run_id, manifest)
-
-
-def _fail(running: _Running, error: BaseException) -> None:
-    """Record a failure: plain words for the front page, the details for analysts.
-
-    The details may hold values from the data and paths, so managers never see them.
-    """
-    manifest, step = running.manifest, STEPS[running.step]
-    manifest["state"] = "refused" if isinstance(error, tables.UsageError) else "failed"
-    if isinstance(error, tables.DataError):
-        reason, said = "the data break the contract", str(error)
-    elif isinstance(error, page.PageError):
-        reason, said = "the page would not stand alone or would name a customer", str(error)
-    elif isinstance(error, Exception):
-        lines = str(error).strip().splitlines() or [""]
-        reason, said = type(error).__name__, lines[0]
-        if isinstance(error, RunError):
-            reason = lines[0].partition(":")[0]
-    else:
-        reason, said = "it was stopped", type(error).__name__
-    manifest["failure"] = f"{step.capitalize()} failed: {reason}."
-    manifest["details"] = _without_secrets(f"{step} failed: {said}")
-
-
-def _without_secrets(text: str) -> str:
-    """Blank the values of the environment's secrets, and the password of any URL."""
-    for name, value in os.environ.items():
-        if len(value) > 5 and re.search("PASS|SECRET|TOKEN|KEY|CREDENTIAL", name, re.IGNORECASE):
-            text = text.replace(value, "***")
-    return re.sub(r"(://[^:/@\s]+:)[^@\s]+@", r"\1***@", text)
-
-
-def _make(running: _Running, notebook: Path, values: dict[str, Any], progress: bool) -> Path:
-    """Go the steps from the data to the published page, and return its path."""
-    home, manifest = running.home, running.manifest
-    shop = sources.open_shop(manifest["shop"])
-    # A receipt dated after the slot is no news of the shop's.
-    last = shop.last_complete_day(before=running.at.date())
-    values = {**values, "as_of": values.get("as_of") or last.isoformat(), "shop_name": shop.id}
-    defaults = {name: p.default for name, p in config.schema(notebook).items()}
-    fixed = bool(running.report.parameters.get("as_of"))
-    manifest |= {
-        "parameters": {**defaults, **values},
-        "as_of": values["as_of"],
-        "last_day": last.isoformat(),
-        "notices": [] if fixed else _notices(shop, values["as_of"], running.at),
-        "fingerprint": shop.fingerprint(),
-    }
-    shop.write_set_aside(home / "reports" / "private" / shop.id / "set_aside")
-    running.step = "notebook"
-    executed = _execute(running, notebook, values, progress)
-    running.step = "page"
-    title, _, published = page.sections(executed)
-    before = index.previous(home, manifest["key"], values["as_of"])
-    manifest |= {"title": title, **{key: published[key] for key in ("summary", "kpis", "left_out")}}
-    html = page.export(executed, _context(shop, manifest, before))
-    page.check(html)
-    if named := _customers_named(shop, html):
-        raise page.PageError(f"The page was not published: it names {named} customers by their id.")
-    running.step = "publish"
-    return _publish(running, html)
-
-
-def _publish(running: _Running, html: str) -> Path:
-    """Put the page in its place under its date, and as the newest one unless it is of the past."""
-    site, manifest = running.home / "reports" / "site", running.manifest
-    target = site / str(manifest["key"])
-    make_folder(target, 0o755)
-    dated, lasting = target / f"{running.at:%Y%m%dT%H%M%S}.html", target / "index.html"
-    newest = index.is_newest(running.home, manifest)
-    for path in (dated, lasting) if newest else (dated,):
-        page.write(path, html, 0o644)
-    manifest |= {"state": "published", "page": dated.relative_to(site).as_posix()}
-    return lasting if newest else dated
-
-
-def _notices(shop: sources.Shop, as_of: str, at: dt.datetime) -> list[str]:
-    """Warn of a page whose date lies further before its slot than the shop's policy allows."""
-    day, numbers = tables.day(as_of), shop.numbers
-    age = (at.date() - day).days
-    if age <= shop.policy.stale_after_days:
-        return []
-    return [
-        f"Old data: this page shows the state of {numbers.day(day)}, {numbers.number(age)} days "
-        "before its run."
-    ]
-
-
-def _customers_named(shop: sources.Shop, html: str) -> int:
-    """Count the customers whose id stands in the page's text as a word of its own.
-
-    Ids of fewer than five characters cannot be told from the page's own numbers.
-    """
-    rows = shop.table("transactions")
-    words = sorted(page.words(html, longer_than=4))
-    found = rows.filter(rows.customer_id.isin(words)).customer_id.nunique()
-    return int(found.to_pyarrow().as_py())
-
-
-def _execute(running: _Running, notebook: Path, values: dict[str, Any], progress: bool) -> Any:
-    """Run the notebook in a kernel of its own, in the run's private folder."""
-    import nbclient
-    import nbformat
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-    from traitlets.config import Config
-
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    folder, report = running.folder, running.report
-    output = folder / "notebook.ipynb"
-    surroundings = {
-        "CRMLAB_HOME": str(running.home),
-        "CRMLAB_RUN_DIR": str(folder),
-        "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, not the user's own
-    }
-    bar = {"desc": report.id, "bar_format": "{desc} {bar:30} {n_fmt}/{total_fmt} cells"}
-    with _environment(surroundings):
-        try:
-            papermill.execute_notebook(
-                notebook,
-                output,
-                parameters=values,
-                kernel_name="python3",
-                cwd=folder,
-                progress_bar=bar if progress else False,
-                execution_timeout=max(1, round(report.timeout_minutes * 60)),
-                # Sockets in the file system: nobody else on the machine can listen in.
-                config=Config({"KernelManager": {"transport": "ipc"}}),
-            )
-        except PapermillExecutionError as error:
-            if error.ename == PageEnds.__name__:
-                return nbformat.read(output, as_version=4)
-            (folder / "traceback.log").write_text("\n".join(error.traceback), encoding="utf-8")
-            if error.ename == "DataError":
-                raise tables.DataError(error.evalue) from None
-            if error.ename == "UsageError":
-                raise tables.UsageError(error.evalue) from None
-            raise RunError(f"{error.ename}: {error.evalue}") from None
-        except nbclient.exceptions.CellTimeoutError:
-            raise RunError(f"Timeout: a cell ran for {report.timeout_minutes:g} minutes") from None
-        except nbclient.exceptions.DeadKernelError:
-            raise RunError("DeadKernel: the notebook's process died") from None
-    return nbformat.read(output, as_version=4)
-
-
-def _context(
-    shop: sources.Shop, manifest: dict[str, Any], before: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Return what the page shows beside the notebook."""
-    import pandas as pd
-
-    numbers, policy = shop.numbers, shop.policy
-    as_of = tables.day(manifest["as_of"])
-    started = dt.datetime.fromisoformat(manifest["started"])
-    log = shop.check("transactions", as_of=as_of)
-    left_out = pd.DataFrame(manifest["left_out"], columns=["what", "rows", "money"])
-    # The amount of a few rows would be somebody's purchase.
-    left_out["money"] = left_out["money"].astype(float).where(left_out["rows"] >= policy.privacy_k)
-    own = {k: v for k, v in manifest["parameters"].items() if k not in config.SET_BY_THE_RUN}
-    return {
-        "css": (page.TEMPLATES / "house.css").read_text(encoding="utf-8"),
-        "shop": manifest["shop_name"],
-        "as_of": numbers.day(as_of),
-        "index": "../../../index.html",
-        "summary": manifest["summary"],
-        "notices": manifest["notices"],
-        "tiles": [_tile(kpi, before, numbers) for kpi in manifest["kpis"]],
-        "facts": [
-            (
-                "Purchases from",
-                f"{numbers.day(log.first or as_of)} to {numbers.day(log.last or as_of)}",
-            ),
-            ("Last complete day", numbers.day(tables.day(manifest["last_day"]))),
-            ("Seen as of the end of", numbers.day(as_of)),
-            *((f"Parameter {name}", str(value) or "not set") for name, value in own.items()),
-            ("Fewest customers behind a figure", str(policy.privacy_k)),
-            ("Run", f"{started:%Y-%m-%d %H:%M} UTC"),
-            ("Data fingerprint", manifest["fingerprint"]),
-            ("Versions", ", ".join(f"{name} {v}" for name, v in manifest["versions"].items())),
-        ],
-        "left_out": html_table(
-            left_out,
-            title="What was read, used and left out",
-            formats={"rows": numbers.number, "money": numbers.money},
-            headings={"what": "transactions", "money": f"amount, {numbers.currency}"},
-        ),
+        "started": "",
+        "by_hand": False,
+        "folder": f"{shop}/{report.id}/{run_id}",
     }
 
 
-def _tile(kpi: dict[str, Any], before: dict[str, Any] | None, numbers: Numbers) -> dict[str, str]:
-    """Add to a KPI its change against the previous page of another date."""
-    earlier = {k["label"]: k["value"] for k in (before or {}).get("kpis", [])}.get(kpi["label"])
-    if before is None or earlier is None or kpi["value"] is None:
-        return {**kpi, "change": "", "direction": ""}
-    day = numbers.day(tables.day(before["as_of"]))
-    points = kpi["kind"] in ("share", "signed_share")
-    change = kpi["value"] - earlier if points else kpi["value"] / earlier - 1 if earlier else 0
-    if points:
-        said = ("+" if change > 0 else "−") + f"{numbers.number(abs(100 * change), 1)} points"
-    else:
-        said = numbers.percent(change, signed=True)
-    direction = "" if not kpi["better"] or change == 0 else "up" if change > 0 else "down"
-    if kpi["better"] == "down" and direction:
-        direction = "down" if direction == "up" else "up"
-    arrow = "▲ " if change > 0 else "▼ " if change < 0 else ""
-    return {**kpi, "change": f"{arrow}{said} since {day}", "direction": direction}
-
-
-def _slot(text: str | None, timezone: str) -> dt.datetime:
-    """Read the time that a run is for, as the shop's wall clock."""
-    zone = zoneinfo.ZoneInfo(timezone)
+def shop_clock(name: str) -> tuple[str, zoneinfo.ZoneInfo]:
+    """Return a shop's name and time zone; of a broken shop.toml, which the run will name, UTC."""
     try:
-        at = dt.datetime.fromisoformat(text) if text else dt.datetime.now(zone)
-        return at.astimezone(zone).replace(tzinfo=None) if at.tzinfo else at
+        read = settings.read(name)
+        return read.name, zoneinfo.ZoneInfo(read.timezone)
+    except tables.DataError:
+        return name, zoneinfo.ZoneInfo("UTC")
+
+
+def _slot(slot: str | dt.datetime | None, zone: zoneinfo.ZoneInfo) -> dt.datetime:
+    """Read the time that a run is for, as the shop's wall clock with its zone."""
+    try:
+        at = dt.datetime.fromisoformat(slot) if isinstance(slot, str) else slot
     except ValueError:
-        raise tables.UsageError(f"--slot is {text!r}; it must be like 2026-11-21T06:00.") from None
+        raise tables.UsageError(f"--slot is {slot!r}; it must be like 2026-11-21T06:00.") from None
+    at = at or dt.datetime.now(zone)
+    return at.replace(tzinfo=zone) if at.tzinfo is None else at.astimezone(zone)
 
 
-@contextmanager
-def _only_one(home: Path, key: str) -> Iterator[None]:
+def run(home: Path, report: Report, *, progress: bool = True, **asked: Any) -> RunResult:
+    """Run a report for one page now; whatever fails, the page that was there stays.
+
+    `asked` is what `prepare` takes. Raises `UsageError` before anything is written.
+    """
+    [result] = run_all([prepare(home, report, **asked)], progress=progress)
+    return result
+
+
+def run_all(
+    runs: Iterable[Run], *, workers: int = WORKERS, progress: bool = True
+) -> Iterator[RunResult]:
+    """Run so many at a time, each in a process of its own; give each result as it comes.
+
+    Where this process is stopped (Ctrl-C, SIGTERM), the runs under way are stopped and recorded.
+    """
+    waiting, active = deque(runs), dict[int, Run]()
+    many = len(waiting) > 1
+    with _terminable():
+        try:
+            while waiting or active:
+                while waiting and len(active) < workers:
+                    place = min(set(range(workers)) - active.keys())
+                    run, active[place] = waiting[0], waiting.popleft()
+                    if result := _begin(run, place, progress, many):
+                        del active[place]
+                        yield result
+                for place, run in list(active.items()):
+                    if (code := _code(run)) is not None:
+                        result = _end(run, code)
+                        del active[place]
+                        yield result
+                time.sleep(0.02)
+        finally:
+            for run in active.values():
+                _end(run, None)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the process as Ctrl-C does, with all that must be done before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _begin(run: Run, place: int, progress: bool, many: bool) -> RunResult | None:
+    """Start the process of a run; return a result if there is nothing to start."""
+    run.begun = time.monotonic()
+    try:
+        run.held.enter_context(_only_one(run))
+        publishing.recover(run.home, key=run.manifest["key"])
+        run.manifest |= ledger.process() | {
+            "state": "running",
+            "started": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            "versions": {name: version(name) for name in SHOWN_PACKAGES},
+        }
+        if stands := ledger.claim(run.home, run.manifest):
+            return _already(run, stands)
+        run.scratch = Path(tempfile.mkdtemp(prefix="crmlab-run-"))
+        run.manifest["scratch"] = str(run.scratch)
+        make_folder(run.folder, 0o700)
+        publishing.record(run.home, run.manifest)
+        order = {
+            "home": str(run.home),
+            "report": asdict(run.report),
+            "values": run.values,
+            "manifest": run.manifest,
+            "progress": {},
+        }
+        terminal = os.dup(2) if progress else None
+        if terminal:
+            order["progress"] = {"terminal": terminal, "position": place, "leave": not many}
+        page.write(run.folder / child.ORDER, json.dumps(order), 0o600)
+        surroundings = {
+            **os.environ,
+            "CRMLAB_HOME": str(run.home),
+            "CRMLAB_RUN_DIR": str(run.folder),
+            "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this environment, not the user's own
+            # Nothing of a run outlives it: sockets, and what the engine spills.
+            "JUPYTER_RUNTIME_DIR": str(run.scratch),
+            "TMPDIR": str(run.scratch),
+        }
+        with (run.folder / "log.txt").open("wb") as log:
+            run.process = subprocess.Popen(
+                [sys.executable, "-c", CHILD, str(run.folder)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=surroundings,
+                cwd=run.home,
+                start_new_session=True,
+                pass_fds=[terminal] if terminal else [],
+            )
+        if terminal:
+            os.close(terminal)
+    except BusyError as error:
+        run.held.close()
+        return _result(run, "busy", BUSY, str(error))
+    except tables.UsageError as error:
+        return _result(run, "refused", USAGE, str(error))
+    except (OSError, LedgerError) as error:
+        return _end(run, None, f"starting the run failed: {error}")
+    return None
+
+
+def _already(run: Run, stands: Manifest) -> RunResult:
+    """Say that the slot has its page, or that another process makes it."""
+    run.held.close()
+    if stands["state"] != "published":
+        said = f"'{run.manifest['key']}' is being run by another process; it was left alone."
+        return _result(run, "busy", BUSY, said)
+    asked = run.manifest["as_of"]
+    if asked and asked != stands["as_of"]:
+        raise tables.UsageError(
+            f"Report '{run.report.id}' has a page for the slot {stands['slot']} already, as of "
+            f"{stands['as_of']}. Leave out --slot to make another one."
+        )
+    run.manifest = stands
+    return _result(run, "published", DONE, "This slot had its page already.")
+
+
+@contextlib.contextmanager
+def _only_one(run: Run) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    path = home / "reports" / "private" / f"{key}.lock"
+    key = run.manifest["key"]
+    path = run.home / "reports" / "private" / f"{key}.lock"
     make_folder(path.parent, 0o700)
     try:
         with FileLock(path, timeout=0):
@@ -391,15 +308,113 @@ def _only_one(home: Path, key: str) -> Iterator[None]:
         raise BusyError(f"'{key}' is being run by another process; it was left alone.") from None
 
 
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+def _code(run: Run) -> int | None:
+    """Return the exit code of a run's process once it has ended, or had to be ended."""
+    assert run.process
+    code = run.process.poll()
+    # A cell that takes so long is interrupted and named by its own process first.
+    if code is None and time.monotonic() - run.begun > run.report.timeout_minutes * 60 + 10:
+        return -signal.SIGALRM
+    return code
+
+
+def _end(run: Run, code: int | None, said: str = "") -> RunResult:
+    """Publish what the process of a run made, or record why it made nothing.
+
+    `code` is None where the run was stopped.
+    """
+    manifest = run.manifest
     try:
-        yield
+        publishing.kill(run.folder)
+        if run.process:
+            run.process.wait()
+            if run.process.stdin:
+                run.process.stdin.close()
+        manifest |= _answer(run, code, said)
+        page.clean(run.folder / "log.txt")
+        for name in (child.ORDER, child.STEP, child.ANSWER):
+            (run.folder / name).unlink(missing_ok=True)
+        manifest["seconds"] = round(time.monotonic() - run.begun, 1)
+        if manifest["state"] == "running":
+            try:
+                publishing.publish(run.home, manifest, keep=run.report.keep)
+            except (OSError, LedgerError, BusyError) as error:
+                manifest |= failure("publish", "the files could not be written", str(error))
+        with contextlib.suppress(OSError):
+            publishing.record(run.home, manifest)
+        publishing.show(run.home, run.report, manifest)
+    except (OSError, LedgerError, BusyError) as error:
+        manifest.setdefault("details", f"the end of the run could not be recorded: {error}")
+        if manifest["state"] == "running":
+            manifest["state"] = "failed"
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        if run.scratch:
+            shutil.rmtree(run.scratch, ignore_errors=True)
+        run.held.close()
+    return _result(run, manifest["state"], manifest.get("code", DONE), manifest.get("details", ""))
+
+
+def _answer(run: Run, code: int | None, said: str) -> dict[str, Any]:
+    """Return what a process that ended adds to the manifest; state running: it may be published."""
+    step, _, section = "start", "", ""
+    with contextlib.suppress(OSError):
+        step, _, section = (run.folder / child.STEP).read_text(encoding="utf-8").partition("\n")
+    try:
+        told: dict[str, Any] = json.loads((run.folder / child.ANSWER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        told = {}
+    if code == child.MADE and told and (run.folder / child.PAGE).is_file():
+        return told
+    if code is None:
+        return failure(step, "it was stopped", said or "it was stopped") | {"state": "stopped"}
+    if code == -signal.SIGALRM:
+        minutes = f"Timeout: it ran for {run.report.timeout_minutes:g} minutes"
+        return failure(step, "Timeout", minutes, section)
+    if code < 0 or not told:
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        last = _last_line(run.folder / "log.txt")
+        return failure(step, f"its process died ({name})", f"its process died ({name}). {last}")
+    failed = failure(step, told["reason"], told["details"], section, code)
+    return failed | {"state": "refused"} if code == child.USAGE else failed
+
+
+def failure(
+    step: str, reason: str, details: str, section: str = "", code: int = FAILED
+) -> dict[str, Any]:
+    """Return what a manifest says of a failure: plain words for the front page, and the details.
+
+    The details may hold values from the data and paths, so managers never see them.
+    """
+    where = f" in the section “{section}”" if section else ""
+    doing = STEPS.get(step, STEPS["start"])
+    return {
+        "state": "failed",
+        "code": code,
+        "failure": f"{doing.capitalize()} failed{where}: {reason}.".replace("..", "."),
+        "details": page.without_secrets(f"{doing} failed: {details}"),
+    }
+
+
+def _last_line(log: Path) -> str:
+    with contextlib.suppress(OSError):
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1][:200] if lines else ""
+    return ""
+
+
+def _result(run: Run, state: str, code: int, said: str) -> RunResult:
+    shown = run.manifest.get("page") if state == "published" else None
+    site = run.home / "reports" / "site"
+    lasting = site / run.manifest["key"] / "index.html"
+    page_path = (lasting if run.manifest.get("lasting") else site / shown) if shown else None
+    return RunResult(
+        run.report.id,
+        run.manifest["key"],
+        run.manifest["slot"],
+        state,
+        code,
+        page_path,
+        run.folder,
+        run.manifest.get("seconds", 0.0),
+        f"Report '{run.report.id}': {said}" if said else "",
+    )

@@ -1,0 +1,181 @@
+"""From a finished run to what managers see: pages in their place, the front page, word of it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from crmlab.reports import index, ledger, page
+from crmlab.reports.child import PAGE
+from crmlab.reports.config import Report
+from crmlab.reports.ledger import Manifest
+from crmlab.settings import make_folder
+
+log = logging.getLogger(__name__)
+
+
+def record(home: Path, manifest: Manifest) -> None:
+    """Write how a run stands into its folder and into the ledger."""
+    text = json.dumps(manifest, indent=1, default=str)
+    page.write(_folder(home, manifest) / "manifest.json", text, 0o600)
+    ledger.record(home, manifest)
+
+
+def _folder(home: Path, manifest: Manifest) -> Path:
+    return home / "reports" / "private" / str(manifest["folder"])
+
+
+def publish(home: Path, manifest: Manifest, *, keep: int) -> None:
+    """Put the page of a run in its place under its slot, and as the newest one unless it is not.
+
+    The state `publishing` is written first: a run that dies between two files is finished by
+    `recover`, which does the same again.
+    """
+    site, html = home / "reports" / "site", _folder(home, manifest) / PAGE
+    target = site / str(manifest["key"])
+    dated = target / f"{dt.datetime.fromisoformat(manifest['moment']):%Y%m%dT%H%M%SZ}.html"
+    newest = index.is_newest(home, manifest)
+    record(home, manifest | {"state": "publishing", "keep": keep})
+    text = html.read_text(encoding="utf-8")
+    make_folder(target, 0o755)
+    for path in (dated, target / "index.html") if newest else (dated,):
+        page.write(path, text, 0o644)
+    manifest |= {
+        "state": "published",
+        "page": dated.relative_to(site).as_posix(),
+        "lasting": newest,
+        "code": 0,
+    }
+    record(home, manifest)
+    html.unlink(missing_ok=True)
+    _retire(home, str(manifest["key"]), keep)
+
+
+def _retire(home: Path, key: str, keep: int) -> None:
+    """Delete all but so many pages of a report and parameters, and the folders of their runs."""
+    runs = [run for run in ledger.entries(home) if run["key"] == key]
+    good = sorted((run for run in runs if run["state"] == "published"), key=index.newness)
+    bad = [run for run in runs if run["state"] in ("failed", "refused", "stopped")]
+    kept = {run["folder"] for run in good[-keep:] + bad[-keep:]}
+    for run in good[:-keep]:
+        (home / "reports" / "site" / run["page"]).unlink(missing_ok=True)
+    for run in good + bad:
+        if run["folder"] not in kept:
+            shutil.rmtree(_folder(home, run), ignore_errors=True)
+
+
+def recover(home: Path, key: str = "") -> None:
+    """Take up what killed processes left: finish publishing, record the failure, clear away.
+
+    Of one page with a `key`, which the caller has locked; else of all that nobody has locked.
+    """
+    from filelock import FileLock, Timeout
+
+    for run in ledger.entries(home):
+        if not run.get("killed") or key not in ("", run["key"]):
+            continue
+        lock = FileLock(home / "reports" / "private" / f"{run['key']}.lock", timeout=0)
+        try:
+            if not key:
+                lock.acquire()
+            _take_up(home, run)
+        except Timeout:
+            continue
+        except (OSError, ledger.LedgerError) as error:
+            log.warning(f"The killed run of '{run['key']}' could not be cleared away: {error}")
+        finally:
+            lock.release()
+
+
+def _take_up(home: Path, run: Manifest) -> None:
+    folder = _folder(home, run)
+    kill(folder)
+    if re.fullmatch(r"crmlab-run-\w+", Path(run.get("scratch", "")).name):
+        shutil.rmtree(Path(tempfile.gettempdir(), Path(run["scratch"]).name), ignore_errors=True)
+    written: Manifest = {}
+    with suppress(OSError, ValueError):
+        written = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    if written.get("state") == "publishing" and (folder / PAGE).is_file():
+        publish(home, written, keep=written["keep"])
+    elif written.get("state") == "published":
+        ledger.record(home, written)
+    else:
+        make_folder(folder, 0o700)
+        record(home, {**run, "code": 1, "details": run["failure"]})
+
+
+def kill(folder: Path) -> None:
+    """End whatever runs for a run: every process whose environment names its folder."""
+    import psutil
+
+    for _ in range(10):  # one may start another meanwhile
+        found = [process for process in psutil.process_iter() if _belongs(process, folder)]
+        for process in found:
+            with suppress(psutil.Error):
+                process.kill()
+        if not found:
+            return
+        psutil.wait_procs(found, timeout=2)
+        time.sleep(0.02)
+
+
+def _belongs(process: object, folder: Path) -> bool:
+    import psutil
+
+    try:
+        if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:  # type: ignore[attr-defined]
+            return False
+        return process.environ().get("CRMLAB_RUN_DIR") == str(folder)  # type: ignore[attr-defined,no-any-return]
+    except (psutil.Error, OSError):
+        return False
+
+
+def show(home: Path, report: Report, manifest: Manifest) -> None:
+    """Write the front page anew, and send word where a page failed or is well again."""
+    try:
+        index.write(home)
+    except (OSError, ledger.LedgerError, ledger.BusyError) as error:
+        log.warning(f"The front page could not be written: {error}")
+    addresses = [os.path.expandvars(address) for address in report.notify]
+    if addresses and (text := _news(home, manifest)):
+        _send(addresses, text)
+
+
+def _news(home: Path, manifest: Manifest) -> str:
+    """Return what is new: a failure after a success, a success after a failure, else nothing."""
+    earlier = [
+        run["state"] == "published"
+        for run in ledger.entries(home)
+        if run["key"] == manifest["key"] and run["moment"] < manifest["moment"]
+        if run["state"] in ("published", "failed", "refused", "stopped")
+    ]
+    good, was_good = manifest["state"] == "published", earlier[-1] if earlier else True
+    if good == was_good:
+        return ""
+    name = f"{manifest['report']} of {manifest['shop_name']}"
+    if good:
+        return f"{name} is well again: {manifest['title']}"
+    return f"{name} failed for {manifest['slot']}. {manifest['failure']}"
+
+
+def _send(addresses: Sequence[str], text: str) -> None:
+    try:
+        import apprise
+    except ModuleNotFoundError:
+        log.warning("Nobody was told: pip install 'crmlab[notify]' sends messages.")
+        return
+    for number, address in enumerate(addresses, start=1):
+        sender = apprise.Apprise()
+        if address.startswith("${") or not sender.add(address):
+            log.warning(f"notify address {number} is not set in the environment, or no such kind.")
+        elif not sender.notify(title="crmlab", body=text):
+            log.warning(f"notify address {number} did not take the message.")
