@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, SupportsFloat
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -155,7 +155,10 @@ def html_table(
     body = []
     for row in frame.itertuples(index=False, name=None):
         cells = [
-            (classes[name], escape(formats.get(name, _plain)(value)))
+            (
+                classes[name] + _sorted_by(value, name in formats),
+                escape(formats.get(name, _plain)(value)),
+            )
             for name, value in zip(frame.columns, row, strict=True)
         ]
         first, *rest = [f"<td{css}>{text}</td>" for css, text in cells]
@@ -166,6 +169,13 @@ def html_table(
         f"<caption>{escape(title)}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def _sorted_by(value: Any, is_number: bool) -> str:
+    """Return what the page's script sorts a number by: the reader's marks differ by language."""
+    if is_number and isinstance(value, SupportsFloat) and math.isfinite(value):
+        return f' data-value="{float(value):.6g}"'
+    return ""
 
 
 def _plain(value: Any) -> str:

@@ -70,6 +70,7 @@ def _make(folder: Path, order: Mapping[str, Any]) -> dict[str, Any]:
     manifest |= {
         "parameters": {**defaults, **values},
         "as_of": values["as_of"],
+        "as_of_said": shop.numbers.day(tables.day(values["as_of"])),
         "last_day": last.isoformat(),
         "notices": [] if fixed else _notices(shop, values["as_of"], at),
         "fingerprint": shop.fingerprint(),

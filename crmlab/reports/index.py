@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,22 @@ from crmlab.reports import ledger, page
 from crmlab.reports.ledger import Manifest
 from crmlab.settings import make_folder
 
-# Earlier pages that the front page links to.
+# Earlier pages that the front page links to, and pages of a sweep from which on they are one table.
 EARLIER_PAGES = 12
-
-
-def _published(home: Path, key: str) -> list[Manifest]:
-    """Return the published runs of one page, the one that managers should see last."""
-    good = [m for m in ledger.entries(home) if m["key"] == key and m["state"] == "published"]
-    return sorted(good, key=newness)
+MANY_PAGES = 4
+# How much later than its time a page may come before it is called late.
+GRACE = dt.timedelta(hours=1)
 
 
 def newness(manifest: Manifest) -> tuple[str, str, str]:
     """Order the runs of a page: the one that managers should see comes last."""
     return manifest["as_of"], manifest["moment"], manifest["started"]
+
+
+def _published(home: Path, key: str) -> list[Manifest]:
+    """Return the published runs of one page, the one that managers should see last."""
+    good = [run for run in ledger.entries(home, key) if run["state"] == "published"]
+    return sorted(good, key=newness)
 
 
 def is_newest(home: Path, manifest: Manifest) -> bool:
@@ -45,57 +49,94 @@ def write(home: Path) -> Path:
     make_folder(path.parent, 0o755)
     make_folder(home / "reports" / "private", 0o700)
     with FileLock(home / "reports" / "private" / "index.lock", timeout=60):
-        page.write(path, _html(home), 0o644)
+        page.write(path, _html(home, dt.datetime.now(dt.UTC)), 0o644)
     return path
 
 
-def _html(home: Path) -> str:
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for manifest in ledger.entries(home):
-        # A run that was refused, say for a parameter out of range, is the asker's business only.
-        if manifest["state"] not in ("refused", "running"):
-            runs.setdefault(manifest["key"], []).append(manifest)
-    entries = [_entry(runs_of_page, home) for runs_of_page in runs.values()]
+def _html(home: Path, now: dt.datetime) -> str:
+    runs: dict[str, list[Manifest]] = {}
+    for row in ledger.entries(home):
+        # A try by hand that was refused, say for a parameter, is the asker's business only.
+        if row["state"] != "waiting" and (row["state"] != "refused" or row.get("scheduled")):
+            runs.setdefault(row["key"], []).append(row)
+    entries = [_entry(runs_of_page, home, now) for runs_of_page in runs.values()]
     entries = [entry for entry in entries if entry["page"] or not entry["by_hand"]]
+    entries.sort(key=lambda entry: (entry["shop_name"], entry["title"], entry["parameters"]))
+    shops: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for entry in entries:
+        reports = shops.setdefault(entry["shop_name"], {})
+        reports.setdefault(f"{entry['shop']}/{entry['report']}", []).append(entry)
     return page.render(
         "site.html.j2",
-        pages=sorted(entries, key=lambda entry: (entry["shop_name"], entry["title"])),
-        built=f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
+        shops=shops,
+        many=MANY_PAGES,
+        count=sum(bool(entry["page"]) for entry in entries),
+        troubled=sum(entry["state"] in ("failed", "late") for entry in entries),
+        built=now.isoformat(timespec="minutes"),
     )
 
 
-def _entry(runs: list[dict[str, Any]], home: Path) -> dict[str, Any]:
-    """Return what the front page says of one page: its newest good run, a newer failed one."""
+def _entry(runs: Sequence[Manifest], home: Path, now: dt.datetime) -> dict[str, Any]:
+    """Return what the front page says of one page: its newest good run, a newer one that failed."""
     site = home / "reports" / "site"
-    last = runs[-1]
+    ended = [run for run in runs if run["state"] not in ledger.UNDER_WAY]
+    under_way = [run for run in runs if run["state"] in ledger.UNDER_WAY]
     good = [
         run
-        for run in runs
+        for run in ended
         if run["state"] == "published" and (site / run.get("page", "?")).is_file()
     ]
     good.sort(key=newness)
+    last = max(ended, key=lambda run: run["started"]) if ended else runs[-1]
     shown = good[-1] if good else {}
-    failed = last["state"] != "published"
+    failed = bool(ended) and last["state"] != "published"
+    due = max((run.get("next", "") for run in runs), default="")
+    late = bool(due) and dt.datetime.fromisoformat(due) + GRACE < now
+    notices = shown.get("notices", [])
+    state = "failed" if failed else "late" if late else "old" if notices else "fresh"
     return {
+        "shop": last["shop"],
+        "report": last["report"],
         "shop_name": last["shop_name"],
-        "by_hand": last.get("by_hand", False),
-        "notices": shown.get("notices", []),
+        "by_hand": all(run.get("by_hand", False) for run in runs),
+        "state": state if ended else "running",
+        "running": under_way[-1]["started"] if under_way else "",
+        "due": due,
+        "notices": notices,
         "title": shown.get("title", last["report"]),
         "page": f"{shown['key']}/index.html" if shown else "",
-        "as_of": shown.get("as_of", ""),
-        "ran": _when(shown) if shown else "",
+        "as_of": shown.get("as_of_said", shown.get("as_of", "")),
+        "ran": shown.get("started", ""),
         "parameters": ", ".join(
             f"{name.replace('_', ' ')} {value}"
-            for name, value in shown.get("set", {}).items()
+            for name, value in last.get("set", {}).items()
             if value != ""
         ),
         "summary": shown.get("summary", ""),
-        "tiles": shown.get("kpis", []),
+        "tiles": [_tile(kpi, good) for kpi in shown.get("kpis", [])],
         "failure": last.get("failure", "") if failed else "",
-        "failed": _when(last) if failed else "",
-        "earlier": [(run["page"], _when(run)) for run in good[-2 : -2 - EARLIER_PAGES : -1]],
+        "failed": last["started"],
+        "earlier": [
+            {"page": run["page"], "as_of": run.get("as_of_said", run["as_of"]), "kpis": run["kpis"]}
+            for run in good[-2 : -2 - EARLIER_PAGES : -1]
+        ],
     }
 
 
-def _when(run: dict[str, Any]) -> str:
-    return f"{dt.datetime.fromisoformat(run['started']):%Y-%m-%d %H:%M} UTC"
+def _tile(kpi: dict[str, Any], good: Sequence[Manifest]) -> dict[str, Any]:
+    """Add to a KPI the line of its values on the pages up to the one that is shown."""
+    by_day = {
+        run["as_of"]: found["value"]
+        for run in good[-1 - EARLIER_PAGES :]
+        for found in run["kpis"]
+        if found["label"] == kpi["label"] and found["value"] is not None
+    }
+    values = list(by_day.values())
+    if len(values) < 3:
+        return {**kpi, "line": ""}
+    low, span = min(values), max(values) - min(values) or 1.0
+    points = [
+        f"{98 * number / (len(values) - 1) + 1:.1f},{19 - 18 * (value - low) / span:.1f}"
+        for number, value in enumerate(values)
+    ]
+    return {**kpi, "line": " ".join(points), "days": len(values)}

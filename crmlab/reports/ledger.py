@@ -26,6 +26,7 @@ TABLE = """create table if not exists runs (
 PUT = "insert or replace into runs values (:key, :moment, :manifest)"
 # What every manifest says from its run's beginning.
 NEEDED = {"state", "report", "shop", "shop_name", "key", "slot", "moment", "as_of", "started"}
+UNDER_WAY = ("running", "publishing")
 # How long to wait for another process that holds the ledger, in seconds.
 PATIENCE = 10
 
@@ -102,18 +103,19 @@ def _row(manifest: Manifest) -> dict[str, str]:
     return {"key": manifest["key"], "moment": manifest["moment"], "manifest": text}
 
 
-def entries(home: Path) -> list[Manifest]:
-    """Return all rows, the oldest slot first.
+def entries(home: Path, key: str = "") -> list[Manifest]:
+    """Return all rows, or those of one page, the oldest slot first.
 
     A row that says running though its process is gone is shown as failed: killed.
     """
     if not path(home).parent.is_dir():
         return []
-    query = "select manifest from runs order by slot, key"
-    rows = _transact(home, lambda db: [json.loads(text) for (text,) in db.execute(query)])
+    query = f"select manifest from runs {'where key = ?' * bool(key)} order by slot, key"
+    given = (key,) if key else ()
+    rows = _transact(home, lambda db: [json.loads(text) for (text,) in db.execute(query, given)])
     return [
         row | {"state": "failed", "killed": True, "failure": "It was killed before its end."}
-        if row["state"] in ("running", "publishing") and not is_alive(row)
+        if row["state"] in UNDER_WAY and not is_alive(row)
         else row
         for row in rows
     ]
@@ -175,5 +177,8 @@ def _born(pid: int) -> float | None:
 
 def is_alive(row: Mapping[str, Any]) -> bool:
     """Whether the process that runs this is still there."""
-    under_way = row["state"] in ("running", "publishing")
-    return under_way and row.get("born") is not None and _born(row["pid"]) == row["born"]
+    return (
+        row["state"] in UNDER_WAY
+        and row.get("born") is not None
+        and _born(row["pid"]) == row["born"]
+    )

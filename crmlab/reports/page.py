@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import re
@@ -13,6 +15,13 @@ from typing import Any
 from crmlab import results
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
+# The one script that a page may hold, named by its hash: a browser runs no other.
+SCRIPT = (TEMPLATES / "house.js").read_text(encoding="utf-8")
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; script-src 'sha256-"
+    f"{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}'"
+)
 LARGEST_PAGE = 5_000_000
 # A variable of the environment so named holds what nobody should read.
 SECRET = r"PASS|SECRET|TOKEN|CREDENTIAL|NOTIFY|(^|_|API)KEY($|_)"
@@ -90,7 +99,8 @@ def export(notebook: Any, context: dict[str, Any]) -> str:
 
     title, parts, _ = sections(notebook)
     exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(TEMPLATES)])
-    page = {**context, "title": title, "sections": parts}
+    house = {"policy": POLICY, "script": SCRIPT}
+    page = {**context, **house, "title": title, "sections": parts}
     html, _ = exporter.from_notebook_node(notebook, resources={"page": page})
     return str(html)
 
@@ -98,19 +108,21 @@ def export(notebook: Any, context: dict[str, Any]) -> str:
 def render(template: str, **context: Any) -> str:
     """Fill one of the templates that is no notebook; everything in it is escaped."""
     import jinja2
+    import markupsafe
 
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
     )
-    return environment.get_template(template).render(**context)
+    house = {"policy": POLICY, "script": markupsafe.Markup(SCRIPT)}
+    return environment.get_template(template).render(**house, **context)
 
 
 def check(html: str) -> None:
     """Raise `PageError` unless the page can stand alone and be read aloud.
 
-    No request to anywhere, no script, an alternative text on every picture, one first-level
-    heading and no level left out, and a size that a phone can take.
+    No request to anywhere, no script but the house's own, an alternative text on every picture,
+    one first-level heading and no level left out, and a size that a phone can take.
     """
     from bs4 import BeautifulSoup
 
@@ -126,7 +138,8 @@ def check(html: str) -> None:
                 problems.append(f"<{tag.name} {name}='{value[:60]}'> asks for something outside it")
         if any(attribute.lower().startswith("on") for attribute in tag.attrs):
             problems.append(f"<{tag.name}> runs code on an event")
-    if soup.find(["script", "iframe", "object", "embed"]):
+    scripts = [script for script in soup.find_all("script") if script.string != SCRIPT]
+    if scripts or soup.find(["iframe", "object", "embed"]):
         problems.append("it holds a script or a frame")
     styles = " ".join([tag.get_text() for tag in soup.find_all("style")])
     styles += " ".join(str(tag["style"]) for tag in soup.find_all(style=True))
@@ -149,7 +162,9 @@ def words(html: str, *, longer_than: int) -> set[str]:
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(html, "html.parser")
-    for tag in soup.select("style, details pre"):  # the code is the notebook's, and holds no data
+    for tag in soup.select(
+        "style, script, details pre"
+    ):  # the code is the notebook's, and holds no data
         tag.decompose()
     texts = [soup.get_text(" "), *(str(tag["aria-label"]) for tag in soup.find_all(role="img"))]
     found = re.split(r"[\s,;:()<>“”\"']+", " ".join(texts))

@@ -62,7 +62,7 @@ def publish(home: Path, manifest: Manifest, *, keep: int) -> None:
 
 def _retire(home: Path, key: str, keep: int) -> None:
     """Delete all but so many pages of a report and parameters, and the folders of their runs."""
-    runs = [run for run in ledger.entries(home) if run["key"] == key]
+    runs = ledger.entries(home, key)
     good = sorted((run for run in runs if run["state"] == "published"), key=index.newness)
     bad = [run for run in runs if run["state"] in ("failed", "refused", "stopped")]
     kept = {run["folder"] for run in good[-keep:] + bad[-keep:]}
@@ -80,8 +80,8 @@ def recover(home: Path, key: str = "") -> None:
     """
     from filelock import FileLock, Timeout
 
-    for run in ledger.entries(home):
-        if not run.get("killed") or key not in ("", run["key"]):
+    for run in ledger.entries(home, key):
+        if not run.get("killed"):
             continue
         lock = FileLock(home / "reports" / "private" / f"{run['key']}.lock", timeout=0)
         try:
@@ -154,9 +154,9 @@ def _news(home: Path, manifest: Manifest) -> str:
     """Return what is new: a failure after a success, a success after a failure, else nothing."""
     earlier = [
         run["state"] == "published"
-        for run in ledger.entries(home)
-        if run["key"] == manifest["key"] and run["moment"] < manifest["moment"]
-        if run["state"] in ("published", "failed", "refused", "stopped")
+        for run in ledger.entries(home, manifest["key"])
+        if run["moment"] < manifest["moment"]
+        and run["state"] in ("published", "failed", "refused", "stopped")
     ]
     good, was_good = manifest["state"] == "published", earlier[-1] if earlier else True
     if good == was_good:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from crmlab import settings, tables
-from crmlab.reports import child, config, ledger, page, publishing
+from crmlab.reports import child, config, cron, ledger, page, publishing
 from crmlab.reports.config import Report
 from crmlab.reports.ledger import BusyError, LedgerError, Manifest
 from crmlab.settings import make_folder
@@ -126,6 +126,7 @@ def manifest_of(
 ) -> Manifest:
     """Return what is known of a run before it begins."""
     moment = at.astimezone(dt.UTC)
+    due = cron.next_slot(report.schedule, at).astimezone(dt.UTC) if report.schedule else None
     run_id = f"{moment:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     return {
         "state": "waiting",
@@ -138,6 +139,7 @@ def manifest_of(
         "moment": moment.isoformat(),
         "as_of": values.get("as_of", ""),
         "set": {name: v for name, v in values.items() if name not in config.SET_BY_THE_RUN},
+        "next": due.isoformat() if due else "",
         "started": "",
         "by_hand": False,
         "folder": f"{shop}/{report.id}/{run_id}",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from crmlab import sources, tables
-from crmlab.reports import config, index, ledger, page, publishing, runner
+from crmlab.reports import config, cron, index, ledger, page, publishing, runner
 from crmlab.reports.config import Report
 from crmlab.reports.ledger import BusyError, Manifest
 from crmlab.reports.runner import Run, RunResult
@@ -28,25 +28,6 @@ MOST_KILLED = 3
 PERSONAL = ("customer_id", "household_id", "transaction_id", "birth_date", "latitude", "longitude")
 
 log = logging.getLogger(__name__)
-
-
-def newest_slot(schedule: str, now: dt.datetime) -> dt.datetime:
-    """Return the last time up to `now` that a cron line names, in the zone of `now`.
-
-    As Debian's cron: what the clock skips in spring runs right after, what it repeats in autumn
-    runs once, unless the line says every hour or every minute.
-    """
-    import cronsim
-
-    # The line of the minute that has just begun counts; the ticks come earlier and earlier.
-    return next(cronsim.CronSim(schedule, now + dt.timedelta(seconds=1), reverse=True))
-
-
-def next_slot(schedule: str, after: dt.datetime) -> dt.datetime:
-    """Return the first time after `after` that a cron line names, in the zone of `after`."""
-    import cronsim
-
-    return next(cronsim.CronSim(schedule, after))
 
 
 def pages(home: Path, report: Report, **asked: Any) -> list[Run]:
@@ -92,8 +73,8 @@ def column_values(shop: sources.Shop, name: str, wanted: str) -> list[str]:
         raise tables.UsageError(f"A sweep over {column} would make a page of single customers.")
     for place in places:
         if shop.has(place) and column in shop.table(place).columns:
-            rows = shop.table(place).mutate(value=shop.table(place)[column])
-            rows = rows.filter(rows.value.notnull())
+            rows = shop.table(place)
+            rows = rows.mutate(value=rows[column]).filter(lambda row: row.value.notnull())
             if "customer_id" in rows.columns:
                 people = rows.group_by("value").aggregate(people=rows.customer_id.nunique())
                 rows = people.filter(people.people >= shop.policy.privacy_k)
@@ -142,7 +123,7 @@ def due(home: Path, now: dt.datetime | None = None) -> list[Run]:
     for report in config.load(home).values():
         if not report.schedule:
             continue
-        slot = newest_slot(report.schedule, now.astimezone(_zone(report)))
+        slot = cron.newest_slot(report.schedule, now.astimezone(_zone(report)))
         moment = slot.astimezone(dt.UTC).isoformat()
         entered = rows.get((report.shop, report.id, moment)) or _enter(home, report, slot)
         for row in entered:
@@ -167,6 +148,7 @@ def _refuse(home: Path, report: Report, manifest: Manifest, error: Exception) ->
     """Record a run that cannot even begin."""
     code = runner.USAGE if isinstance(error, tables.UsageError) else runner.DATA
     manifest |= runner.failure("start", "what it asks for is not possible", str(error), code=code)
+    manifest["scheduled"] = True
     manifest["started"] = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     make_folder(home / "reports" / "private" / manifest["folder"], 0o700)
     publishing.record(home, manifest)
@@ -185,6 +167,7 @@ def _again(home: Path, report: Report, row: Manifest) -> Run | None:
         _refuse(home, report, row, error)
         return None
     run.report = dataclasses.replace(report, shop=row["shop"])
+    run.manifest["scheduled"] = True
     return run
 
 
