@@ -103,6 +103,15 @@ class Shop:
         cut short, and the day before is taken, unless the log goes on after it. Raises `DataError`
         if there is no purchase before that day.
         """
+        if before not in self._last_days:
+            self._last_days[before] = self._last_complete_day(before)
+        return self._last_days[before]
+
+    @cached_property
+    def _last_days(self) -> dict[dt.date, dt.date]:
+        return {}
+
+    def _last_complete_day(self, before: dt.date) -> dt.date:
         import ibis
 
         rows = self.table("transactions")

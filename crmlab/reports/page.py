@@ -175,8 +175,10 @@ def without_secrets(text: str) -> str:
     """Blank the values of the environment's secrets, and the password of any URL."""
     for name, value in os.environ.items():
         if len(value) > 5 and re.search(SECRET, name, re.IGNORECASE):
-            # As it is, as HTML, and as JSON write it.
-            for form in {value, escape(value), json.dumps(value)[1:-1]}:
+            # As it is and as Python, HTML and JSON write it.
+            forms = {value, repr(value)[1:-1]}
+            forms |= {escape(form) for form in forms}
+            for form in sorted(forms | {json.dumps(form)[1:-1] for form in forms}, key=len)[::-1]:
                 text = text.replace(form, "***")
     return re.sub(r"(://[^:/@\s\"'<>]+:)[^@\s\"'<>]+@", r"\1***@", text)
 

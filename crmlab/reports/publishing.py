@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 def record(home: Path, manifest: Manifest) -> None:
     """Write how a run stands into its folder and into the ledger."""
     text = json.dumps(manifest, indent=1, default=str)
+    make_folder(_folder(home, manifest), 0o700)
     page.write(_folder(home, manifest) / "manifest.json", text, 0o600)
     ledger.record(home, manifest)
 
@@ -109,7 +110,6 @@ def _take_up(home: Path, run: Manifest) -> None:
     elif written.get("state") == "published":
         ledger.record(home, written)
     else:
-        make_folder(folder, 0o700)
         record(home, {**run, "code": 1, "details": run["failure"]})
 
 

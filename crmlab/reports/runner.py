@@ -235,7 +235,6 @@ def _begin(run: Run, place: int, progress: bool, many: bool) -> RunResult | None
             return _already(run, stands)
         run.scratch = Path(tempfile.mkdtemp(prefix="crmlab-run-"))
         run.manifest["scratch"] = str(run.scratch)
-        make_folder(run.folder, 0o700)
         publishing.record(run.home, run.manifest)
         order = {
             "home": str(run.home),

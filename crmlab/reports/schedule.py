@@ -150,7 +150,6 @@ def _refuse(home: Path, report: Report, manifest: Manifest, error: Exception) ->
     manifest |= runner.failure("start", "what it asks for is not possible", str(error), code=code)
     manifest["scheduled"] = True
     manifest["started"] = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-    make_folder(home / "reports" / "private" / manifest["folder"], 0o700)
     publishing.record(home, manifest)
     publishing.show(home, report, manifest)
     log.error(f"Report '{report.id}': {error}")
