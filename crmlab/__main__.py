@@ -56,7 +56,7 @@ def demo() -> None:
     home = sources.home()
     written = demo_shops.prepare(home / "data", progress=lambda text: click.echo(text, err=True))
     known = [report for report in reports.load(home).values() if report.shop in written]
-    _finish(reports.run_all([reports.prepare(home, report) for report in known]))
+    _finish(_told(reports.run_all([reports.prepare(home, report) for report in known])))
     click.echo(home / "reports" / "site" / "index.html")
 
 
@@ -132,26 +132,35 @@ def new_shop(name: str, source: str, currency: str, locale: str, timezone: str) 
         raise DataError(f"See above. Change {path}, then run `crmlab check {name}`.")
 
 
-@main.command()
-@click.argument("report_id", metavar="ID")
+@main.command(add_help_option=False)
+@click.argument("report_id", metavar="ID", required=False)
 @click.option("--shop", help="Another shop than reports.toml names.")
 @click.option("--as-of", help="The last day that counts, such as 2025-12-31.")
 @click.option("--slot", help="The scheduled time that the run is for, such as 2026-01-05T06:00.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter.")
 @click.option("--list", "listed", is_flag=True, help="List the pages of a sweep and run nothing.")
+@click.option("--help", "helped", is_flag=True, help="Show this, and the parameters of report ID.")
 @_plain_errors
 def report(
-    report_id: str,
+    report_id: str | None,
     shop: str | None,
     as_of: str | None,
     slot: str | None,
     settings: tuple[str, ...],
     listed: bool,
+    helped: bool,
 ) -> None:
     """Run the report ID of reports.toml now."""
     from crmlab import reports, sources
     from crmlab.tables import UsageError
 
+    if helped or not report_id:
+        click.echo(click.get_current_context().get_help())
+        for line in reports.parameters(sources.home(), _report(report_id)) if report_id else []:
+            click.echo(line)
+        if not helped:
+            raise UsageError("Name the report to run.")
+        return
     for setting in settings:
         if "=" not in setting:
             raise UsageError(f"--set {setting}: write it as NAME=VALUE, such as margin=0.3.")
@@ -203,7 +212,8 @@ def run_due() -> None:
 def _told(results: Iterable[Any]) -> Iterable[Any]:
     for result in results:
         if not result.code:
-            click.echo(f"{result.key}, slot {result.slot}: {result.state}, {result.seconds:.0f} s")
+            said = f"{result.key}, slot {result.slot[:16]}: {result.state}, {result.seconds:.0f} s"
+            click.echo(said, err=True)
         yield result
 
 

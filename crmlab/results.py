@@ -238,6 +238,7 @@ def publish(
     left_out: pd.DataFrame | None = None,
     tables: Mapping[str, ir.Table] | None = None,
     numbers: Numbers | None = None,
+    used: Mapping[str, Any] | None = None,
 ) -> None:
     """Hand the runner what goes to the manager: the summary, the tiles, what was left out.
 
@@ -251,6 +252,7 @@ def publish(
     left_out : DataFrame, columns `what`, `rows`, `money`: see `sources.TableCheck.left_out`
     tables : name -> table with one row per customer; stays private
     numbers : how figures print; the shop's `numbers`
+    used : parameter -> what the notebook took where it was left empty, for the page's end
     """
     from IPython.display import display
 
@@ -276,6 +278,7 @@ def publish(
             }
             for line in lines
         ],
+        "used": {name: str(value) for name, value in (used or {}).items()},
     }
     figures = "".join(
         f"<li><strong>{escape(str(t['text']))}</strong> {escape(t['label'])}</li>" for t in tiles

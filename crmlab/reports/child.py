@@ -92,7 +92,7 @@ def _make(folder: Path, order: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in manifest.items() if order["manifest"].get(name) != value}
 
 
-_PUBLISHED = ("summary", "kpis", "left_out")
+_PUBLISHED = ("summary", "kpis", "left_out", "used")
 
 
 def _step(folder: Path, name: str) -> None:
@@ -205,6 +205,7 @@ def _context(
     # The amount of a few rows would be somebody's purchase.
     left_out["money"] = left_out["money"].astype(float).where(left_out["rows"] >= policy.privacy_k)
     own = {k: v for k, v in manifest["parameters"].items() if k not in config.SET_BY_THE_RUN}
+    own |= manifest["used"]
     return {
         "css": (page.TEMPLATES / "house.css").read_text(encoding="utf-8"),
         "shop": manifest["shop_name"],
@@ -220,7 +221,7 @@ def _context(
             ),
             ("Last complete day", numbers.day(tables.day(manifest["last_day"]))),
             ("Seen as of the end of", numbers.day(as_of)),
-            *((f"Parameter {name}", str(value) or "not set") for name, value in own.items()),
+            *((f"Parameter {name}", _said(value)) for name, value in own.items()),
             ("Fewest customers behind a figure", str(policy.privacy_k)),
             ("Run", f"{started:%Y-%m-%d %H:%M} UTC"),
             ("Data fingerprint", manifest["fingerprint"]),
@@ -233,6 +234,10 @@ def _context(
             headings={"what": "transactions", "money": f"amount, {numbers.currency}"},
         ),
     }
+
+
+def _said(value: Any) -> str:
+    return {True: "yes", False: "no", "": "not set"}.get(value, str(value))
 
 
 def _tile(kpi: dict[str, Any], before: dict[str, Any] | None, numbers: Numbers) -> dict[str, str]:

@@ -217,6 +217,17 @@ def validate(notebook: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def parameters(home: Path, report: Report) -> list[str]:
+    """Return a line for each parameter of a report: what it is set to, and what it means."""
+    known = schema(home / "notebooks" / f"{report.notebook}.ipynb")
+    lines = [f"\nParameters of '{report.id}', for --set NAME=VALUE:"]
+    for one in known.values():
+        if one.name not in SET_BY_THE_RUN:
+            value = report.parameters.get(one.name, one.default)
+            lines.append(f"  {f'{one.name}={value}':<30}  {one.help}")
+    return lines
+
+
 def _as_type(parameter: Parameter, value: Any) -> Any:
     wanted = parameter.type
     readings: dict[type, Any] = {

@@ -30,6 +30,9 @@ UNDER_WAY = ("running", "publishing")
 # How long to wait for another process that holds the ledger, in seconds.
 PATIENCE = 10
 
+# Folders of the runs of this process that are over, though the disk may have been too full to say.
+_over: set[str] = set()
+
 Manifest = dict[str, Any]
 Result = TypeVar("Result")
 
@@ -159,6 +162,11 @@ def history(home: Path, reports: Sequence[str] | None = None) -> dict[str, list[
         if reports is None or row["report"] in reports:
             rows.setdefault(row["key"], []).append(row)
     return rows
+
+
+def over(manifest: Manifest) -> None:
+    """Note that this process runs this no more."""
+    _over.add(manifest["folder"])
 
 
 def process() -> dict[str, Any]:

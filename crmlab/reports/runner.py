@@ -275,7 +275,7 @@ def _begin(run: Run, place: int, progress: bool, many: bool) -> RunResult | None
     except tables.UsageError as error:
         return _result(run, "refused", USAGE, str(error))
     except (OSError, LedgerError) as error:
-        return _end(run, None, f"starting the run failed: {error}")
+        return _end(run, None, str(error))
     return None
 
 
@@ -349,6 +349,7 @@ def _end(run: Run, code: int | None, said: str = "") -> RunResult:
         if manifest["state"] == "running":
             manifest["state"] = "failed"
     finally:
+        ledger.over(manifest)
         if run.scratch:
             shutil.rmtree(run.scratch, ignore_errors=True)
         run.held.close()
@@ -366,8 +367,10 @@ def _answer(run: Run, code: int | None, said: str) -> dict[str, Any]:
         told = {}
     if code == child.MADE and told and (run.folder / child.PAGE).is_file():
         return told
+    if said:
+        return failure(step, "files could not be written or processes begun", said)
     if code is None:
-        return failure(step, "it was stopped", said or "it was stopped") | {"state": "stopped"}
+        return failure(step, "it was stopped", "it was stopped") | {"state": "stopped"}
     if code == -signal.SIGALRM:
         minutes = f"Timeout: it ran for {run.report.timeout_minutes:g} minutes"
         return failure(step, "Timeout", minutes, section)
