@@ -292,7 +292,8 @@ def full_disk(project):
         index.write(project)
         assert members(project) == {}
         failed = "last run failed" in front_page(project)
-        assert failed == (last_manifest(project)["state"] != "published"), (free, states)
+        rows = [(row["state"], row["slot"], row["started"]) for row in ledger.entries(project)]
+        assert failed == (last_manifest(project)["state"] != "published"), (free, result, rows)
         if states[-3:] == ["published"] * 3:
             break
     assert states[0] != "published"

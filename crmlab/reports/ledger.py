@@ -185,8 +185,6 @@ def _born(pid: int) -> float | None:
 
 def is_alive(row: Mapping[str, Any]) -> bool:
     """Whether the process that runs this is still there."""
-    return (
-        row["state"] in UNDER_WAY
-        and row.get("born") is not None
-        and _born(row["pid"]) == row["born"]
-    )
+    if row["state"] not in UNDER_WAY or row["folder"] in _over:
+        return False
+    return row.get("born") is not None and _born(row["pid"]) == row["born"]
