@@ -5,6 +5,7 @@ import re
 import pytest
 
 from crmlab import reports
+from tests.projects import go, goes, write_notebook
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +152,92 @@ def test_the_page_is_light(pages):
     whole = pages[0].read_text()
     assert len(re.sub(r"<svg.*?</svg>", "", whole, flags=re.DOTALL)) < 80_000
     assert len(whole) < 180_000  # with ten pictures
+
+
+MANY_ROWS = """
+import pandas as pd
+from IPython.display import HTML
+from crmlab import results
+names = ["<script>alert(1)</script>", "متجر الزهور", "Кафе №1", "上海花店", "a\u202eevil", "Zoë"]
+frame = pd.DataFrame({"name": [names[i % 6] + f" {i}" for i in range(40)],
+                      "sales": [(i * 7919) % 1000 - 300.5 for i in range(40)]})
+numbers = results.Numbers("de_DE", "EUR")
+HTML(results.html_table(frame, title="Viele Namen", formats={"sales": numbers.money}))
+"""
+
+
+@pytest.fixture
+def many(project):
+    write_notebook(project, MANY_ROWS)
+    return goes(project).page
+
+
+def test_tables_sort_and_unfold_and_print_whole(open_page, many):
+    tab, _, said = open_page(many)
+    shown = "main .rest tbody tr:visible"
+    table = tab.locator("table:has(caption:text('Viele Namen'))")
+    assert table.locator("tbody tr:visible").count() == 10, shown
+    table.locator("th.num button").click()
+    assert table.locator("th.num").get_attribute("aria-sort") == "descending"
+
+    def sales():
+        cells = table.locator("tbody td")
+        return [float(v) for v in cells.evaluate_all("all => all.map(c => c.dataset.value)")]
+
+    assert sales() == sorted(sales(), reverse=True)
+    assert table.locator("tbody tr:visible").count() == 10
+    table.locator("th.num button").click()
+    assert sales() == sorted(sales())
+    tab.get_by_role("button", name="Show all 40 rows").click()
+    assert table.locator("tbody tr:visible").count() == 40
+    tab.get_by_role("button", name="Show the first ten only").click()
+    tab.emulate_media(media="print")
+    assert table.locator("tbody tr:visible").count() == 40
+    assert tab.get_by_role("button", name="Show all 40 rows").count() == 0
+    assert said == []
+
+
+def test_names_in_any_script_stay_in_their_cells(open_page, many):
+    from axe_playwright_python.sync_playwright import Axe
+
+    for width, scheme in ((390, "dark"), (1280, "light")):
+        tab, _, said = open_page(many, width, scheme)
+        tab.get_by_role("button", name="Show all 40 rows").click()
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+        assert "<script>alert(1)</script> 0" in tab.inner_text("main")
+        # An override of the direction ends with its cell: the amount beside it is not turned round.
+        cells = tab.locator("tr:has-text('evil 4') td")
+        assert cells.first.inner_text().endswith("€")
+        boxes = tab.locator("tr:has-text('متجر') >> nth=0").locator("th, td")
+        left, right = (boxes.nth(place).bounding_box()["x"] for place in (0, 1))
+        assert left < right
+        assert said == []
+        found = Axe().run(tab)
+        assert found.violations_count == 0, found.generate_report()
+
+
+def test_the_front_page_finds_reports_and_says_how_old_they_are(open_page, project):
+    path = project / "reports" / "reports.toml"
+    path.write_text(path.read_text() + 'sweep = { word = ["north", "south", "east", "west"] }\n')
+    report = reports.load(project)["quick"]
+    for day in ("2024-01-05", "2024-01-07", "2024-01-09"):
+        goes(project, as_of=day)
+    write_notebook(project, "if word == 'east': raise RuntimeError('no')")
+    list(reports.run_all(reports.pages(project, report, slot="2024-02-01"), progress=False))
+    go(project, slot="2024-02-02", parameters={"level": 9})
+    front = project / "reports" / "site" / "index.html"
+    # As it will be read days later, when nothing has written it anew.
+    front.write_text(re.sub(r'datetime="20', 'datetime="19', front.read_text()))
+    tab, asked, said = open_page(front)
+    assert asked == [front.as_uri()]
+    assert said == []
+    assert "days ago" in tab.inner_text("header")
+    visible = tab.locator("article:visible")
+    assert visible.count() == 1, "six pages of one report are one table"
+    assert tab.locator("tr.findable:visible").count() == 6
+    assert "last run failed" in tab.inner_text("tr:has-text('word east')")
+    tab.fill("#find", "south quick")
+    assert tab.locator("tr.findable:visible").count() == 0
+    tab.fill("#find", "SOUTH small")
+    assert tab.locator("tr.findable:visible").count() == 1
+    assert tab.inner_text("#found") == "1 of 6"

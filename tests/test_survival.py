@@ -308,6 +308,8 @@ def test_a_disk_that_is_full_at_any_write_keeps_its_pages(project):
 
 @pytest.mark.slow
 def test_a_hundred_kills_at_random_moments_lose_nothing(project):
+    path = project / "reports" / "reports.toml"
+    path.write_text(path.read_text() + "keep = 1000\n")
     usual = goes(project, slot="2024-01-20T00:00").seconds + 2  # and the start of its runner
     chance = random.Random(7)
     states = []

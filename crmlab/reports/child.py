@@ -6,12 +6,14 @@ does.
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
 import logging
 import os
 import re
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,6 +63,7 @@ def _make(folder: Path, order: Mapping[str, Any]) -> dict[str, Any]:
     notebook = home / "notebooks" / f"{report.notebook}.ipynb"
     at = dt.datetime.fromisoformat(manifest["slot"])
     _step(folder, "open")
+    kernel = _kernel(folder)
     shop = sources.open_shop(manifest["shop"])
     # A receipt dated after the slot is no news of the shop's.
     last = shop.last_complete_day(before=at.date())
@@ -77,7 +80,7 @@ def _make(folder: Path, order: Mapping[str, Any]) -> dict[str, Any]:
     }
     shop.write_set_aside(home / "reports" / "private" / shop.id / "set_aside")
     _step(folder, "notebook")
-    executed = _execute(folder, report, notebook, values, order["progress"])
+    executed = _execute(folder, report, notebook, values, order["progress"], kernel)
     _step(folder, "page")
     title, _, published = page.sections(executed)
     before = index.previous(home, manifest["key"], values["as_of"])
@@ -123,19 +126,35 @@ def _customers_named(shop: sources.Shop, html: str) -> int:
     return int(found.to_pyarrow().as_py())
 
 
+def _kernel(folder: Path) -> Any:
+    """Start the kernel, in the run's private folder; it wakes up while the shop is opened."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    # Sockets in the run's scratch folder: nobody else on the machine can listen in.
+    sockets = str(Path(tempfile.mkdtemp(), "k"))
+    kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=sockets)
+
+    async def begin() -> None:
+        await kernel.start_kernel(cwd=str(folder))
+
+    asyncio.run(begin())
+    return kernel
+
+
 def _execute(
     folder: Path,
     report: config.Report,
     notebook: Path,
     values: Mapping[str, Any],
     progress: Mapping[str, int],
+    kernel: Any,
 ) -> Any:
-    """Run the notebook in a kernel of its own, in the run's private folder."""
+    """Run the notebook in its kernel, and end that."""
     import nbclient
     import nbformat
     import papermill
+    from jupyter_core.utils import run_sync
     from papermill.exceptions import PapermillExecutionError
-    from traitlets.config import Config
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     output = folder / "notebook.ipynb"
@@ -151,11 +170,9 @@ def _execute(
             output,
             parameters=dict(values),
             kernel_name="python3",
-            cwd=folder,
             progress_bar=bar,
             execution_timeout=max(1, round(report.timeout_minutes * 60)),
-            # Sockets in the file system: nobody else on the machine can listen in.
-            config=Config({"KernelManager": {"transport": "ipc"}}),
+            km=kernel,
         )
     except PapermillExecutionError as error:
         if error.ename == PageEnds.__name__:
@@ -174,6 +191,7 @@ def _execute(
     except nbclient.exceptions.DeadKernelError:
         raise StepError("DeadKernel: the notebook's process died") from None
     finally:
+        run_sync(kernel.shutdown_kernel)(now=True)
         page.clean(output)
     return nbformat.read(output, as_version=4)
 
@@ -268,5 +286,7 @@ def start(folder: str) -> None:
         os._exit(FAILED)
 
     os.umask(0o077)
+    # jsonschema would compile a grammar for a second, to check a kind of text no notebook holds.
+    sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
     threading.Thread(target=watch, daemon=True).start()
     sys.exit(main(Path(folder)))

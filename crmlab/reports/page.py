@@ -8,6 +8,7 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -107,15 +108,18 @@ def export(notebook: Any, context: dict[str, Any]) -> str:
 
 def render(template: str, **context: Any) -> str:
     """Fill one of the templates that is no notebook; everything in it is escaped."""
-    import jinja2
     import markupsafe
 
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined
-    )
     house = {"policy": POLICY, "script": markupsafe.Markup(SCRIPT)}
-    return environment.get_template(template).render(**house, **context)
+    return str(_templates().get_template(template).render(**house, **context))
+
+
+@cache
+def _templates() -> Any:
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
 
 
 def check(html: str) -> None:

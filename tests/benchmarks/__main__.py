@@ -94,14 +94,14 @@ def demo_shop(folder, customers):
     within("  the same from CSV", child("csv_scans", folder=folder)["scans"], "", 12, digits=0)
 
 
-def wall(code, **environment):
-    """Return the median seconds of fresh processes that run some code."""
+def wall(code, rounds=2 * ROUNDS, **environment):
+    """Return the median seconds of fresh processes that run some code, after a first one."""
     took = []
-    for _ in range(2 * ROUNDS + 1):
+    for _ in range(rounds + 1):
         began = time.perf_counter()
         subprocess.run(
             [sys.executable, *code], env=os.environ | environment, check=True, cwd=ROOT,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         took.append(time.perf_counter() - began)
     return statistics.median(took[1:])
@@ -118,6 +118,59 @@ def processes(folder):
     within("open_shop('cdnow'), imports with it", wall(["-c", opened], **home), "s", 1.5)
     table = f"{opened}; shop.table('transactions')"
     within("  and .table('transactions'), which checks", wall(["-c", table], **home), "s", 1.5)
+
+
+BARE = """
+import os, sys, papermill
+from nbconvert import HTMLExporter
+os.chdir(sys.argv[2])
+papermill.execute_notebook(sys.argv[1], 'out.ipynb', parameters=dict(as_of='2024-01-09'),
+                           progress_bar=False, kernel_name='python3')
+html, _ = HTMLExporter().from_filename('out.ipynb')
+open('out.html', 'w').write(html)
+"""
+OURS = ["-m", "crmlab", "report", "quick"]
+EIGHT = """
+from crmlab import reports, sources
+home = sources.home()
+runs = reports.pages(home, reports.load(home)['quick'])
+states = [r.state for r in reports.run_all(runs, workers={workers}, progress=False)]
+assert states == ['published'] * 8, states
+"""
+
+
+def runs(folder):
+    """Time reports against bare papermill and nbconvert, in pairs, ledgers and front pages."""
+    from tests import projects
+
+    home = projects.make(Path(folder) / "home")
+    notebook = str(home / "notebooks" / "quick.ipynb")
+    (home / "data" / "small" / "shop.toml").write_text("")
+    where = {"CRMLAB_HOME": str(home)}
+    for what, code in (
+        ("a report of a notebook that does nothing", ""),
+        ("a report that computes for five seconds", "import time\ntime.sleep(5)"),
+    ):
+        projects.write_notebook(home, code)
+        pairs = [
+            [wall(code, rounds=1, **where) for code in (OURS, ["-c", BARE, notebook, str(home)])]
+            for _ in range(ROUNDS)
+        ]  # fmt: skip
+        ours, bare = (statistics.median(side) for side in zip(*pairs, strict=True))
+        against(what, ours, bare, "papermill, nbconvert", most=1.3)
+    projects.write_notebook(home)
+    toml = home / "reports" / "reports.toml"
+    toml.write_text(toml.read_text() + f"sweep = {{ word = {list('abcdefgh')} }}\n")
+    one, two = (wall(["-c", EIGHT.format(workers=workers)], rounds=1, **where)
+                for workers in (1, 2))  # fmt: skip
+    against("eight reports, two at a time", two, one, "one at a time", least=1.8)
+    toml.write_text(toml.read_text() + 'schedule = "0 6 1 1 *"\n')
+    wall(["-m", "crmlab", "run-due"], rounds=1, **where)
+    within("run-due with nothing due", wall(["-m", "crmlab", "run-due"], **where), "s", 0.5)
+    child("ledger", folder=str(home), rows=10_000, pages=1_000)
+    took = child("front_page", folder=str(home))
+    within("front page of 1,000 pages, 10,000 runs", took["seconds"], "s", 2)
+    within("run-due over them", wall(["-m", "crmlab", "run-due"], **where), "s")
 
 
 def value(folder):
@@ -203,8 +256,8 @@ def main():
     show("what", "ours", "peer", "ratio", "target")
     scratch = Path(tempfile.mkdtemp(prefix="crmlab-bench-", dir=options.folder))
     pieces = [
-        (customers_of, ()), (demo_shop, (200_000,)), (processes, ()), (value, ()), (hits, ()),
-        (coverage, ()),
+        (customers_of, ()), (demo_shop, (200_000,)), (processes, ()), (runs, ()), (value, ()),
+        (hits, ()), (coverage, ()),
     ] if not options.large else [(large, ()), (demo_shop, (1_000_000,))]  # fmt: skip
     try:
         for piece, arguments in pieces:

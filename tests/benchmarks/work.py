@@ -4,6 +4,7 @@ A piece prints one line of JSON. Its extra memory, in MB, is the most that the p
 less what it held after the imports.
 """
 
+import dataclasses
 import inspect
 import json
 import os
@@ -388,6 +389,47 @@ def scored(folder, memory_limit=""):
         values = clv.fit(rows).predict(rows, margin=0.3, intervals=False)
         values.to_parquet(Path(folder, "values.parquet"))
     return found
+
+
+def ledger(folder, rows, pages):
+    """Fill a ledger with published runs of many pages, as a year of schedules leaves it."""
+    import datetime as dt
+
+    from crmlab import reports
+    from crmlab.reports import ledger, runner
+
+    home = Path(folder)
+    report = dataclasses.replace(reports.load(home)["quick"], sweep={}, schedule="")
+    site, entered = home / "reports" / "site", []
+    kpis = [
+        {"label": f"figure {number}", "value": number * 1.5, "kind": "count", "better": "",
+         "note": "", "text": f"{number * 1.5:,}"}
+        for number in range(5)
+    ]  # fmt: skip
+    for number in range(rows):
+        day = dt.datetime(2025, 1, 1, 6, tzinfo=dt.UTC) + dt.timedelta(days=number // pages * 7)
+        manifest = runner.manifest_of(report, "small", "Small", day, {"word": f"p{number % pages}"})
+        page = f"{manifest['key']}/{day:%Y%m%dT%H%M%SZ}.html"
+        manifest |= {
+            "state": "published", "page": page, "title": "What?", "summary": "Some words. " * 20,
+            "kpis": kpis, "left_out": [], "notices": [], "started": day.isoformat(),
+            "as_of": day.date().isoformat(), "attempt": 1,
+        }  # fmt: skip
+        (site / page).parent.mkdir(parents=True, exist_ok=True)
+        (site / page).touch()
+        entered.append(manifest)
+    ledger.enter(home, entered)
+    return {}
+
+
+def front_page(folder):
+    """Write the front page anew."""
+    from crmlab.reports import index
+
+    index.write(Path(folder))
+    began = time.perf_counter()
+    index.write(Path(folder))
+    return {"seconds": time.perf_counter() - began}
 
 
 def coverage(model, worlds, first):
