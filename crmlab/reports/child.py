@@ -149,11 +149,10 @@ def _execute(
     progress: Mapping[str, int],
     kernel: Any,
 ) -> Any:
-    """Run the notebook in its kernel, and end that."""
+    """Run the notebook in its kernel, which the runner ends when this process has ended."""
     import nbclient
     import nbformat
     import papermill
-    from jupyter_core.utils import run_sync
     from papermill.exceptions import PapermillExecutionError
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
@@ -188,10 +187,11 @@ def _execute(
         raise StepError(f"{error.ename}: {first}") from None
     except nbclient.exceptions.CellTimeoutError:
         raise StepError(f"Timeout: a cell ran for {report.timeout_minutes:g} minutes") from None
-    except nbclient.exceptions.DeadKernelError:
+    except RuntimeError as error:  # DeadKernelError is one, but not where it died before its start
+        if "Kernel died" not in str(error):
+            raise
         raise StepError("DeadKernel: the notebook's process died") from None
     finally:
-        run_sync(kernel.shutdown_kernel)(now=True)
         page.clean(output)
     return nbformat.read(output, as_version=4)
 
