@@ -13,7 +13,7 @@ import cronsim
 import pytest
 
 from crmlab import reports
-from crmlab.reports import cron, ledger
+from crmlab.reports import cron, index, ledger
 from crmlab.tables import DataError, UsageError
 from tests.conftest import need
 from tests.projects import front_page, go, goes, last_manifest, site, write_notebook
@@ -331,6 +331,32 @@ def test_word_is_sent_when_a_page_fails_and_when_it_is_well_again(project, inbox
     assert "Running the notebook failed in the section “A part”: ValueError." in told[0]
     assert "Anna" not in told[0]
     assert "is well again" in told[1]
+
+
+def test_no_word_is_sent_while_a_run_will_be_tried_again(project, inbox, monkeypatch):
+    address, received = inbox
+    monkeypatch.setenv("CRMLAB_NOTIFY", address)
+    scheduled(project, 'retries = 1\nnotify = ["${CRMLAB_NOTIFY}"]\n')
+    flag = project / "tried"
+    write_notebook(
+        project, f"import pathlib\nflag = pathlib.Path({str(flag)!r})\n"
+        "if not flag.exists(): flag.touch(); raise RuntimeError('not yet')"
+    )  # fmt: skip
+    assert [result.state for result in reports.run_due(project)] == ["failed", "published"]
+    assert received == []
+
+
+def test_a_page_is_late_once_its_next_time_has_passed_while_it_is_scheduled(project):
+    scheduled(project)
+    [run] = reports.due(project, at("2024-01-20T07:00"))
+    list(reports.run_all([run], progress=False))
+    front = front_page(project)
+    assert ">late<" in front
+    assert "A newer page was due" in front
+    toml = project / "reports" / "reports.toml"
+    toml.write_text(toml.read_text().replace('schedule = "0 6 * * *"', ""))
+    index.write(project)
+    assert ">late<" not in front_page(project)
 
 
 def test_the_lines_for_cron_run_the_command_in_this_project(project, tmp_path):

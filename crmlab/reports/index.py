@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from crmlab.reports import ledger, page
+from crmlab.reports import config, ledger, page
 from crmlab.reports.ledger import Manifest
 from crmlab.settings import make_folder
+from crmlab.tables import UsageError
 
 # Earlier pages that the front page links to, and pages of a sweep from which on they are one table.
 EARLIER_PAGES = 12
@@ -54,18 +56,27 @@ def write(home: Path) -> Path:
 
 
 def _html(home: Path, now: dt.datetime) -> str:
+    scheduled: set[tuple[str, str]] = set()
+    with suppress(UsageError):
+        reports = config.load(home).values()
+        scheduled = {(report.shop, report.id) for report in reports if report.schedule}
     runs: dict[str, list[Manifest]] = {}
     for row in ledger.entries(home):
         # A try by hand that was refused, say for a parameter, is the asker's business only.
         if row["state"] != "waiting" and (row["state"] != "refused" or row.get("scheduled")):
             runs.setdefault(row["key"], []).append(row)
     entries = [_entry(runs_of_page, home, now) for runs_of_page in runs.values()]
+    for entry in entries:
+        # What is scheduled no more is never late.
+        if (entry["shop"], entry["report"]) not in scheduled:
+            entry["due"] = ""
+            entry["state"] = entry["state"].replace("late", "old" if entry["notices"] else "fresh")
     entries = [entry for entry in entries if entry["page"] or not entry["by_hand"]]
     entries.sort(key=lambda entry: (entry["shop_name"], entry["title"], entry["parameters"]))
     shops: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for entry in entries:
-        reports = shops.setdefault(entry["shop_name"], {})
-        reports.setdefault(f"{entry['shop']}/{entry['report']}", []).append(entry)
+        of_shop = shops.setdefault(entry["shop_name"], {})
+        of_shop.setdefault(f"{entry['shop']}/{entry['report']}", []).append(entry)
     return page.render(
         "site.html.j2",
         shops=shops,

@@ -146,7 +146,11 @@ def show(home: Path, report: Report, manifest: Manifest) -> None:
     except (OSError, ledger.LedgerError, ledger.BusyError) as error:
         log.warning(f"The front page could not be written: {error}")
     addresses = [os.path.expandvars(address) for address in report.notify]
-    if addresses and (text := _news(home, manifest)):
+    again = manifest.get("scheduled") and (
+        manifest["state"] == "stopped"
+        or (manifest.get("code") == 1 and manifest["attempt"] <= report.retries)
+    )
+    if addresses and not again and (text := _news(home, manifest)):
         _send(addresses, text)
 
 
