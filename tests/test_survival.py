@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import psutil
 import pytest
 from papermill.iorw import load_notebook_node
@@ -299,6 +300,21 @@ def full_disk(project):
     assert states[0] != "published"
     assert states[-3:] == ["published"] * 3
     goes(project, slot="2024-01-22")
+
+
+@pytest.mark.slow
+def test_a_run_of_many_cells_has_a_limit_in_all(project):
+    path = project / "reports" / "reports.toml"
+    path.write_text(path.read_text() + "timeout_minutes = 0.05\n")
+    notebook = nbformat.read(project / "notebooks" / "quick.ipynb", 4)
+    slow = [nbformat.v4.new_code_cell("import time; time.sleep(2.2)") for _ in range(9)]
+    notebook.cells[3:3] = slow
+    nbformat.write(notebook, project / "notebooks" / "quick.ipynb")
+    result = go(project)
+    assert result.state == "failed"
+    assert result.seconds < 18
+    assert "it ran for 0.05 minutes" in result.said
+    assert members(project) == {}
 
 
 @pytest.mark.slow
