@@ -772,7 +772,7 @@ def project_of(tmp_path, home, monkeypatch):
         )
         report = reports.load(tmp_path)["odd"]
         page = reports.run(tmp_path, report, slot="2025-01-05T06:00", progress=False).page
-        manifest = reports.index.manifests(tmp_path)[-1]
+        [[manifest]] = reports.history(tmp_path).values()
         return manifest["summary"], page.read_text()
 
     return make

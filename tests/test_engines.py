@@ -306,10 +306,10 @@ def test_rows_set_aside_are_the_same(pair, tmp_path):
 
 
 def test_the_page_check_finds_a_customer_on_every_engine(pair):
-    from crmlab.reports import runner
+    from crmlab.reports import child
 
     for shop in pair():
-        assert runner._customers_named(shop, "<p>10007 and 10008, not 20001</p>") == 2
+        assert child._customers_named(shop, "<p>10007 and 10008, not 20001</p>") == 2
 
 
 def test_a_database_is_only_read(postgres, files, tmp_path):
