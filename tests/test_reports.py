@@ -2,11 +2,7 @@ import datetime as dt
 import json
 import os
 import shutil
-import signal
 import stat
-import subprocess
-import sys
-import time
 
 import nbformat
 import pandas as pd
@@ -212,41 +208,6 @@ def test_a_slot_with_a_zone_is_the_shops_wall_clock(project):
     (project / "data" / "small" / "shop.toml").write_text('timezone = "Europe/Kyiv"\n')
     go(project, slot="2024-01-20T23:30+00:00")
     assert last_manifest(project)["slot"] == "2024-01-21T01:30:00+02:00"
-
-
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
-def test_a_run_that_is_stopped_or_killed_is_said_and_the_next_one_works(project, stop):
-    go(project, slot="2024-01-20")
-    before = site(project)
-    write_notebook(project, "import time; time.sleep(60)")
-    # A shell's background job ignores Ctrl-C, and so would everything that it starts.
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from pathlib import Path; from crmlab import reports; home = Path('.');"
-        "reports.run(home, reports.load(home)['quick'], slot='2024-01-21', progress=False)"
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=project,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    folder = project / "reports" / "private" / "small" / "quick"
-    deadline = time.monotonic() + 60
-    while not list(folder.glob("20240121T*/notebook.ipynb")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(1)
-    child.send_signal(stop)
-    child.wait(timeout=60)
-    assert last_manifest(project)["state"] == ("stopped" if stop == signal.SIGINT else "failed")
-    index.write(project)
-    assert "last run failed" in front_page(project)
-    after = site(project)
-    assert after.pop("index.html") != before.pop("index.html")
-    assert after == before
-    write_notebook(project)
-    go(project, slot="2024-01-22")
-    assert "last run failed" not in front_page(project)
 
 
 def test_a_record_that_cannot_be_read_stops_no_other_report(project):

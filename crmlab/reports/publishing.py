@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from crmlab.reports import index, ledger, page
 from crmlab.reports.child import PAGE
@@ -128,14 +129,14 @@ def kill(folder: Path) -> None:
         time.sleep(0.02)
 
 
-def _belongs(process: object, folder: Path) -> bool:
+def _belongs(process: Any, folder: Path) -> bool:
     import psutil
 
     try:
-        if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:  # type: ignore[attr-defined]
+        if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
             return False
-        return process.environ().get("CRMLAB_RUN_DIR") == str(folder)  # type: ignore[attr-defined,no-any-return]
-    except (psutil.Error, OSError):
+        return bool(process.environ().get("CRMLAB_RUN_DIR") == str(folder))
+    except (psutil.Error, OSError):  # it is gone, or somebody else's
         return False
 
 
