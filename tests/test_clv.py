@@ -730,9 +730,10 @@ def test_a_log_that_allows_no_forecast_says_what_can_still_be_said(project_of, l
     assert "lifetime value" not in html.lower().replace("lifetime value needs", "")
 
 
-def test_a_log_of_returns_only_is_a_sentence(project_of):
-    with pytest.raises(DataError, match="No customer of shop 'odd' has bought anything by"):
-        project_of(days_of(300, amount="-5"))
+def test_a_log_of_returns_only_is_a_sentence(run_of):
+    result, _ = run_of(days_of(300, amount="-5"))
+    assert result.state == "failed" and result.page is None
+    assert "No customer of shop 'odd' has bought anything by" in result.said
 
 
 def with_a_gap():
@@ -754,8 +755,20 @@ def test_a_log_of_customers_all_alike_or_short_makes_a_page(project_of, log):
 
 
 @pytest.fixture
-def project_of(tmp_path, home, monkeypatch):
+def project_of(run_of):
     """Run the notebook on a log as the runner does; return the page's summary and the page."""
+
+    def make(log):
+        result, manifest = run_of(log)
+        assert result.page is not None, result.said
+        return manifest["summary"], result.page.read_text()
+
+    return make
+
+
+@pytest.fixture
+def run_of(tmp_path, home, monkeypatch):
+    """Run the notebook on a log as the runner does; return the result and its manifest."""
     import shutil
 
     from crmlab import reports
@@ -771,8 +784,8 @@ def project_of(tmp_path, home, monkeypatch):
             '[[report]]\nid = "odd"\nnotebook = "clv"\nshop = "odd"\n'
         )
         report = reports.load(tmp_path)["odd"]
-        page = reports.run(tmp_path, report, slot="2025-01-05T06:00", progress=False).page
+        result = reports.run(tmp_path, report, slot="2025-01-05T06:00", progress=False)
         [[manifest]] = reports.history(tmp_path).values()
-        return manifest["summary"], page.read_text()
+        return result, manifest
 
     return make
