@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := .venv/bin
 PIP_INSTALL := pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check test-slow test-lowest bench bench-large lab lock clean
+.PHONY: demo test check test-slow test-lowest test-airflow bench bench-large lab lock clean
 
 demo: .venv/installed
 	@$(BIN)/crmlab demo
@@ -23,7 +23,11 @@ test-slow: .venv/installed-dev test-lowest
 	$(BIN)/pytest -m slow
 
 test-lowest: .venv-lowest/installed
-	.venv-lowest/bin/pytest -m "not slow and not lock" -o filterwarnings=default
+	.venv-lowest/bin/pytest -m "not slow and not airflow and not lock" -o filterwarnings=default
+
+# The file of `crmlab schedule airflow`, run by Airflow 3, which no part of crmlab imports.
+test-airflow: .venv/installed-dev .venv-airflow/installed
+	$(BIN)/pytest -m airflow tests/test_airflow.py
 
 bench: .venv/installed-dev
 	$(BIN)/python -m tests.benchmarks
@@ -42,7 +46,7 @@ lock: .venv/installed-dev
 		pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf .venv .venv-lowest *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-lowest .venv-airflow *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 define new_venv
 	@test -n "$(PYTHON)" || { echo "crmlab needs Python 3.11 or newer; found $$(python3 --version 2>&1). Install it, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
@@ -63,4 +67,9 @@ endef
 	$(call new_venv,.venv-lowest)
 	@$(PYTHON) tests/lowest.py pyproject.toml > .venv-lowest/constraints.txt
 	@.venv-lowest/bin/$(PIP_INSTALL) -c .venv-lowest/constraints.txt -e '.[dev]'
+	@touch $@
+
+.venv-airflow/installed:
+	$(call new_venv,.venv-airflow)
+	@.venv-airflow/bin/$(PIP_INSTALL) 'apache-airflow>=3.1,<4'
 	@touch $@
