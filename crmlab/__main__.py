@@ -169,7 +169,10 @@ def report(
     home, one = sources.home(), _report(report_id)
     if listed:
         for run in reports.pages(home, one, **asked):
-            click.echo("".join(f"{name}={run.values[name]}" for name in one.sweep))
+            if run.manifest["state"] == "failed":
+                click.echo(f"Error: {run.manifest['details']}", err=True)
+            else:
+                click.echo("".join(f"{name}={run.values[name]}" for name in one.sweep))
         return
     _finish(reports.run_all(reports.by_hand(home, one, **asked)), pages=True)
 
@@ -178,11 +181,15 @@ def _report(report_id: str) -> Any:
     from crmlab import reports, sources
     from crmlab.tables import UsageError, did_you_mean
 
-    known = reports.load(sources.home())
+    known, problems = reports.read(sources.home())
     if report_id not in known:
-        raise UsageError(
-            f"There is no report '{report_id}'; reports.toml has {', '.join(known) or 'none'}."
-            + did_you_mean(report_id, known)
+        raise (
+            UsageError(" ".join(problems))
+            if problems
+            else UsageError(
+                f"There is no report '{report_id}'; reports.toml has {', '.join(known) or 'none'}."
+                + did_you_mean(report_id, known)
+            )
         )
     return known[report_id]
 

@@ -1,6 +1,7 @@
 import datetime as dt
 import json
 import os
+import re
 import shutil
 import stat
 
@@ -204,6 +205,78 @@ def test_a_run_of_an_older_date_does_not_take_the_newest_pages_place(project):
     assert "as of Jan 5, 2024" in older.page.read_text()
 
 
+def test_the_newest_slot_is_shown_though_a_wrong_receipt_is_gone(project):
+    log = project / "data" / "small" / "transactions.csv"
+    right = log.read_text()
+    log.write_text(right + "a,2024-03-09,5\n")
+    go(project, slot="2024-03-20")
+    log.write_text(right)
+    corrected = goes(project, slot="2024-03-21")
+    assert corrected.page == project / "reports/site" / corrected.key / "index.html"
+    assert "as of Jan 9, 2024" in front_page(project)
+
+
+@pytest.mark.parametrize("asked", [{"as_of": "2062-11-21"}, {"slot": "2062-11-21T06:00"}])
+def test_days_to_come_are_refused(project, asked):
+    with pytest.raises(UsageError, match="still to come"):
+        go(project, **asked)
+    for slot in ("9999-12-31T23:59-05:00", "0001-01-01T00:00+05:00"):
+        with pytest.raises(UsageError, match="must be like"):
+            go(project, slot=slot)
+
+
+def test_a_page_left_by_a_clock_that_was_ahead_is_shown_no_more(project):
+    ahead = goes(project, slot=dt.datetime.now(dt.UTC) + dt.timedelta(days=30))
+    now = goes(project)
+    assert (ahead.page, now.page) == (now.page, ahead.page)
+    assert last_manifest(project)["lasting"] and ahead.page.exists()
+
+
+def test_a_page_that_was_taken_back_is_made_anew(project):
+    taken = goes(project, slot="2024-01-20")
+    shutil.rmtree(taken.page.parent)
+    index.write(project)
+    assert "Small" not in front_page(project)
+    assert goes(project, slot="2024-01-20").page.exists()
+    shutil.rmtree(taken.page.parent)
+    older = goes(project, slot="2024-01-08", as_of="2024-01-05")
+    assert older.page == taken.page
+    links = re.findall(r'href="(small[^"]+)"', front_page(project))
+    assert links and all((project / "reports" / "site" / link).is_file() for link in links)
+
+
+def test_a_page_of_an_older_date_hides_no_failure(project):
+    goes(project, slot="2024-01-20")
+    write_notebook(project, "1 / 0")
+    go(project, slot="2024-01-21")
+    write_notebook(project)
+    goes(project, as_of="2024-01-04")
+    assert "last run failed" in front_page(project)
+    goes(project, slot="2024-01-22")
+    assert "last run failed" not in front_page(project)
+
+
+def test_a_page_just_made_is_not_retired(project):
+    path = project / "reports" / "reports.toml"
+    path.write_text(path.read_text() + "keep = 1\n")
+    goes(project, slot="2024-01-20")
+    assert goes(project, slot="2024-01-08", as_of="2024-01-05").page.exists()
+
+
+def test_folders_of_earlier_tries_go_with_their_run(project):
+    path = project / "reports" / "reports.toml"
+    path.write_text(path.read_text() + "keep = 1\n")
+    write_notebook(project, "1 / 0")
+    go(project, slot="2024-01-20")
+    go(project, slot="2024-01-20")
+    write_notebook(project)
+    goes(project, slot="2024-01-20")
+    folders = project / "reports" / "private" / "small" / "quick"
+    assert len(list(folders.glob("2024*"))) == 3
+    goes(project, slot="2024-01-21")
+    assert len(list(folders.glob("2024*"))) == 1
+
+
 def test_a_slot_with_a_zone_is_the_shops_wall_clock(project):
     (project / "data" / "small" / "shop.toml").write_text('timezone = "Europe/Kyiv"\n')
     go(project, slot="2024-01-20T23:30+00:00")
@@ -245,6 +318,25 @@ def test_secrets_and_values_of_the_data_do_not_reach_the_front_page(project, mon
         assert not path.is_file() or b"hunter2" not in path.read_bytes(), path
     assert "Anna" not in front_page(project)
     assert str(project) not in front_page(project)
+
+
+def test_no_parameter_holds_a_secret_and_a_longer_secret_hides_none(project, monkeypatch):
+    monkeypatch.setenv("A_TOKEN", "abcdef")
+    monkeypatch.setenv("B_TOKEN", "abcdefghijklmnop-tail")
+    assert page.without_secrets("x abcdefghijklmnop-tail y abcdef") == "x *** y ***"
+    with pytest.raises(UsageError, match="holds the value of a secret"):
+        go(project, parameters={"word": "abcdef"})
+
+
+@pytest.mark.parametrize("shown", ["Anna Schmidt", "id=card-00017", "[card-00017]", "card-00017/x"])
+def test_a_page_that_names_a_customer_is_refused(project, shown):
+    log = project / "data" / "small" / "transactions.csv"
+    log.write_text(log.read_text() + "Anna Schmidt,2024-01-04,3\n")
+    goes(project)
+    write_notebook(project, f"from IPython.display import HTML\nHTML({f'<p>{shown}</p>'!r})")
+    result = go(project)
+    assert result.state == "failed"
+    assert "it names 1 customers by their id" in result.said
 
 
 def test_private_folders_are_private_and_public_ones_can_be_served(project):
@@ -330,17 +422,17 @@ def test_other_parameters_are_refused_before_anything_runs(project, given, said)
 @pytest.mark.parametrize(
     ("toml", "said"),
     [
-        ('[[report]]\nid = "a"\n', "number 1 needs notebook, shop"),
-        ('[[report]]\nid = "a"\nnotebok = "b"\n', "no setting 'notebok'.*mean 'notebook'"),
+        ('[[report]]\nid = "a"\n', "'a': it needs notebook, shop"),
+        ('[[report]]\nid = "a"\nnotebok = "b"\n', "no setting 'notebok', but id.*mean 'notebook'"),
         ('[[report]]\nid = "../a"\nnotebook = "b"\nshop = "c"\n', "is no plain name"),
         ('[[report]]\nid = "a"\nnotebook = "b"\nshop = "c"\n' * 2, "two reports have the id 'a'"),
         ("[[report]\n", "not valid TOML"),
         ("report = 3\n", "with double brackets"),
-        ("[[report]]\nid = 3\n", "id = 3 of .* is wrong"),
-        ('[[report]]\nid = "a"\nparameters = "x"\n', "parameters = 'x' of .* is wrong"),
+        ("[[report]]\nid = 3\n", "id = 3 must be text"),
+        ('[[report]]\nid = "a"\nparameters = "x"\n', "parameters = 'x' must be a table, such as"),
         (
             '[[report]]\nid = "a"\ntimeout_minutes = -1\n',
-            "timeout_minutes must lie between 0.01 and 1440",
+            "timeout_minutes = -1 must lie between 0.01 and 1440",
         ),
     ],
 )

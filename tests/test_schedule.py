@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import zoneinfo
 
 import cronsim
@@ -149,7 +150,7 @@ def test_a_report_that_cannot_run_stops_no_other_one(project, what):
     path.write_text(broken + path.read_text())
     results = {result.report: result.state for result in reports.run_due(project)}
     assert results["quick"] == "published"
-    assert results.get("broken", "failed") == "failed"
+    assert results["broken"] == "failed"
     assert "Starting the run failed: what it asks for is not possible." in front_page(project)
     assert list(reports.run_due(project)) == []
 
@@ -158,6 +159,94 @@ def sweep(project, wanted):
     (project / "data" / "small" / "stores.csv").write_text("store_id,name\n007,A\n012,<b>B\n")
     path = project / "reports" / "reports.toml"
     path.write_text(path.read_text() + f"sweep = {{ word = {wanted} }}\n")
+
+
+def test_what_failed_is_tried_again_once_its_entry_or_notebook_is_changed(project):
+    scheduled(project)
+    path = project / "reports" / "reports.toml"
+    right = path.read_text()
+    path.write_text(right.replace('notebook = "quick"', 'notebook = "quikc"'))
+    [result] = reports.run_due(project)
+    assert (result.state, result.code) == ("failed", 2)
+    assert "no notebook 'quikc'" in result.said
+    assert list(reports.run_due(project)) == []
+    path.write_text(right)
+    write_notebook(project, "1 / 0")
+    assert [result.state for result in reports.run_due(project)] == ["failed"]
+    assert list(reports.run_due(project)) == []
+    write_notebook(project)
+    assert [result.state for result in reports.run_due(project)] == ["published"]
+    write_notebook(project, "1 + 1")
+    assert list(reports.run_due(project)) == [], "what has its page has it"
+
+
+@pytest.mark.parametrize("wrong", ['schedule = "0 6 * *"', "retires = 3", "[[report"])
+def test_a_wrong_entry_of_reports_toml_stops_no_other_and_is_said(project, wrong):
+    scheduled(project)
+    path = project / "reports" / "reports.toml"
+    entry = f'[[report]]\nid = "wrong"\nnotebook = "quick"\nshop = "small"\n{wrong}\n'
+    path.write_text(path.read_text() + entry)
+    with pytest.raises(UsageError, match="no cron line|no setting 'retires'|not valid TOML"):
+        list(reports.run_due(project))
+    # A file that cannot be read at all holds no report.
+    states = [row["state"] for row in ledger.entries(project)]
+    assert states == ([] if wrong == "[[report" else ["published"])
+    assert "1 entry of reports.toml cannot be read" in front_page(project)
+    path.write_text(path.read_text().replace(entry, ""))
+    list(reports.run_due(project))
+    assert "cannot be read" not in front_page(project)
+
+
+def test_run_due_returns_though_another_process_makes_a_page(project):
+    scheduled(project)
+    [run] = reports.due(project)
+    write_notebook(project, "import time; time.sleep(8)")
+    other = start("report", "quick", "--slot", run.manifest["slot"])
+    while ledger.entries(project)[0]["state"] != "running":
+        time.sleep(0.1)
+    assert list(reports.run_due(project)) == []
+    assert other.wait(timeout=60) == 0
+    assert list(reports.run_due(project)) == []
+
+
+def test_a_page_that_cannot_be_locked_stops_no_other(project):
+    path = project / "reports" / "reports.toml"
+    scheduled(project)
+    path.write_text(path.read_text() + path.read_text().replace('"quick"\nnote', '"other"\nnote'))
+    (project / "reports/private/small/quick/standard-44136fa3.lock").mkdir(parents=True)
+    states = {result.report: result.state for result in reports.run_due(project)}
+    assert states == {"quick": "failed", "other": "published"}
+
+
+def test_a_page_of_the_slot_made_by_hand_leaves_the_others_due(project):
+    sweep(project, '["a", "b", "c"]')
+    scheduled(project)
+    slot = "2024-01-20T06:00"
+    [by_hand] = reports.by_hand(
+        project, reports.load(project)["quick"], slot=slot, parameters={"word": "b"}
+    )
+    list(reports.run_all([by_hand], progress=False))
+    left = reports.due(project, at("2024-01-20T07:00"))
+    assert [run.values["word"] for run in left] == ["a", "c"]
+
+
+def test_odd_values_of_a_sweep_stop_no_other(project):
+    sweep(project, '["a", "a", "S\u00e3o\u00a0Paulo", "\u202ereversed", "' + "x" * 1001 + '"]')
+    scheduled(project)
+    results = list(reports.run_due(project))
+    assert sorted(result.state for result in results) == ["failed"] * 2 + ["published"] * 2
+    assert {result.code for result in results} == {0, 2}
+    assert list(reports.run_due(project)) == []
+
+
+def test_a_sweep_over_yes_and_no(project):
+    (project / "data/small/stores.csv").write_text("store_id,own\n1,true\n2,false\n")
+    notebook = project / "notebooks" / "quick.ipynb"
+    notebook.write_text(notebook.read_text().replace('word: str = \\"x\\"', "word: bool = True"))
+    path = project / "reports" / "reports.toml"
+    path.write_text(path.read_text() + 'sweep = { word = "stores.own" }\n')
+    runs = reports.pages(project, reports.load(project)["quick"])
+    assert [run.values["word"] for run in runs] == [False, True]
 
 
 def test_a_sweep_makes_a_page_for_each_value_and_one_bad_value_stops_no_other(project):
@@ -177,7 +266,7 @@ def test_a_sweep_makes_a_page_for_each_value_and_one_bad_value_stops_no_other(pr
     ("wanted", "error", "said"),
     [
         ('"transactions.customer_id"', UsageError, "page of single customers"),
-        ('"stores.nme"', DataError, "no table with a column 'nme'"),
+        ('"stores.nme"', DataError, "no column 'nme' .* stores has store_id, name"),
         ('"nowhere.name"', UsageError, "must be \"all\""),
         ('"transactions.amount"', DataError, "has 0 values"),
     ],
@@ -271,7 +360,8 @@ def test_a_damaged_ledger_is_made_anew_from_the_records_of_the_runs(project, dam
         with sqlite3.connect(file) as db:
             db.execute("update runs set manifest = substr(manifest, 1, 40)")
         db.close()
-    assert ledger.entries(project) == before
+    marks = [row.pop("mark", None) for row in before]
+    assert marks[0] and ledger.entries(project) == before
     assert reports.due(project, now) == [], "a slot that has its page gets no second one"
     assert site(project) == pages
     goes(project)
@@ -333,6 +423,19 @@ def test_word_is_sent_when_a_page_fails_and_when_it_is_well_again(project, inbox
     assert "is well again" in told[1]
 
 
+def test_no_word_is_sent_of_a_try_by_hand(project, inbox, monkeypatch):
+    address, received = inbox
+    monkeypatch.setenv("CRMLAB_NOTIFY", address)
+    path = project / "reports" / "reports.toml"
+    path.write_text(path.read_text() + 'notify = ["${CRMLAB_NOTIFY}"]\n')
+    goes(project)
+    before = front_page(project)
+    write_notebook(project, "1 / 0")
+    assert go(project, as_of="2024-01-05").state == "failed"
+    assert received == []
+    assert front_page(project) == before
+
+
 def test_no_word_is_sent_while_a_run_will_be_tried_again(project, inbox, monkeypatch):
     address, received = inbox
     monkeypatch.setenv("CRMLAB_NOTIFY", address)
@@ -353,10 +456,27 @@ def test_a_page_is_late_once_its_next_time_has_passed_while_it_is_scheduled(proj
     front = front_page(project)
     assert ">late<" in front
     assert "A newer page was due" in front
+    goes(project, slot="2024-01-20T06:00", parameters={"level": 9})
+    assert front_page(project).count(">late<") == 1, "a try by hand is never late"
     toml = project / "reports" / "reports.toml"
-    toml.write_text(toml.read_text().replace('schedule = "0 6 * * *"', ""))
+    right = toml.read_text()
+    toml.write_text(right.replace("0 6 * * *", "0 6 1 1 *").replace("2024", "2025"))
+    index.write(project)
+    assert ">late<" in front_page(project)
+    toml.write_text(right.replace('schedule = "0 6 * * *"', ""))
     index.write(project)
     assert ">late<" not in front_page(project)
+
+
+def test_a_report_that_failed_and_is_no_more_leaves_the_front_page(project):
+    scheduled(project, 'sweep = { word = ["a", "b"] }\n')
+    write_notebook(project, "if word == 'b': 1 / 0")
+    list(reports.run_all(reports.due(project, at("2024-01-20T07:00")), progress=False))
+    assert "last run failed" in front_page(project)
+    toml = project / "reports" / "reports.toml"
+    toml.write_text(toml.read_text().replace('["a", "b"]', '["a"]'))
+    list(reports.run_all(reports.due(project, at("2024-01-21T07:00")), progress=False))
+    assert "last run failed" not in front_page(project)
 
 
 def test_the_lines_for_cron_run_the_command_in_this_project(project, tmp_path):

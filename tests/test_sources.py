@@ -114,7 +114,7 @@ def test_thousands_are_read_and_what_breaks_their_pattern_is_not_guessed(
 
 def test_a_receipt_dated_after_the_slot_does_not_move_the_reports_date(make_shop):
     shop = make_shop(CSV + "a,2031-01-05,3\n")
-    assert shop.last_complete_day(before=dt.date(2024, 2, 1)) == dt.date(2024, 1, 6)
+    assert shop.last_complete_day(before=dt.date(2024, 2, 1)) == dt.date(2024, 1, 5)
     with pytest.raises(DataError, match="no purchase before 2024-01-01"):
         shop.last_complete_day(before=dt.date(2024, 1, 1))
 
@@ -412,7 +412,21 @@ def test_every_row_is_used_set_aside_or_later_and_so_is_its_money(make_shop, lin
     assert money == pytest.approx(readable, abs=1e-3 * len(cells))
 
 
-def test_a_file_with_times_is_complete_to_the_day_before_its_last(make_shop):
+def test_the_last_day_counts_unless_its_receipts_stop_early(make_shop):
+    head = "customer_id,purchased_at,amount\n"
+    days = [f"2024-01-{day:02d}" for day in range(5, 30)]
+    full = "".join(f"a,{day} {clock},1\n" for day in days for clock in ("09:10", "19:58"))
+    last = dt.date(2024, 1, 30)
+    assert make_shop(head + full).last_complete_day() == dt.date(2024, 1, 29)
+    for clock, complete in (("19:58", last), ("20:15", last), ("14:00", last - dt.timedelta(1))):
+        punctual = make_shop(f"{head}{full}a,2024-01-30 {clock},1\n")
+        assert punctual.last_complete_day() == complete
+        # The same slot, looked at after the log has gone on.
+        late = make_shop(f"{head}{full}a,2024-01-30 {clock},1\na,2024-02-02 20:00,1\n")
+        assert late.last_complete_day(before=dt.date(2024, 2, 1)) == complete
+
+
+def test_a_log_of_few_days_with_times_is_complete_to_the_day_before_its_last(make_shop):
     timed = make_shop("customer_id,purchased_at,amount\na,2024-01-05,1\na,2024-01-09 14:00,1\n")
     assert timed.last_complete_day() == dt.date(2024, 1, 8)
     dated = make_shop("customer_id,purchased_at,amount\na,2024-01-05,1\na,2024-01-09,1\n")

@@ -126,6 +126,36 @@ def test_a_run_that_is_killed_is_taken_up_again_but_not_for_ever(project):
         assert len(reports.due(project)) == left
 
 
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_runner_that_is_stopped_while_it_publishes_publishes_first(project, stop):
+    parent = start(project, "2024-01-21")
+    wait_for(lambda: len(site(project)) > 0)
+    parent.send_signal(stop)
+    parent.wait(timeout=60)
+    assert last_manifest(project)["state"] == "published"
+    assert "as of Jan 9, 2024" in front_page(project)
+    assert "last run failed" not in front_page(project)
+
+
+def notebooks_of(project):
+    found = (project / "reports" / "private").rglob("notebook.ipynb")
+    return b"".join(path.read_bytes() for path in found)
+
+
+def test_a_run_that_is_stopped_leaves_no_secret_in_its_notebook(project, monkeypatch):
+    monkeypatch.setenv("SHOP_PASSWORD", "hunter2-canary")
+    show = "import os; print(os.environ['SHOP_PASSWORD'])"
+    write_notebook(project, show, end="import time; time.sleep(60)")
+    for stop in (signal.SIGTERM, signal.SIGKILL):
+        parent = start(project, "2024-01-21")
+        wait_for(lambda: b"hunter2" in notebooks_of(project))
+        parent.send_signal(stop)
+        parent.wait(timeout=60)
+        publishing.recover(project)
+        for path in (project / "reports").rglob("*"):
+            assert not path.is_file() or b"hunter2" not in path.read_bytes(), (stop, path)
+
+
 def test_a_run_killed_while_it_publishes_is_published_to_its_end(project):
     goes(project, slot="2024-01-20")
     whole = goes(project, slot="2024-01-21")

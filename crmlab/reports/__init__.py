@@ -1,6 +1,6 @@
 """Runs: a notebook and its parameters become a page that a manager can trust."""
 
-from crmlab.reports.config import Report, load, parameters
+from crmlab.reports.config import Report, load, parameters, read
 from crmlab.reports.ledger import BusyError, LedgerError, history
 from crmlab.reports.runner import RunResult, prepare, run, run_all
 from crmlab.reports.schedule import by_hand, due, pages, run_due, scheduler_file
@@ -17,6 +17,7 @@ __all__ = [
     "pages",
     "parameters",
     "prepare",
+    "read",
     "run",
     "run_all",
     "run_due",

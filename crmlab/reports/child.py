@@ -116,13 +116,13 @@ def _notices(shop: sources.Shop, as_of: str, at: dt.datetime) -> list[str]:
 
 
 def _customers_named(shop: sources.Shop, html: str) -> int:
-    """Count the customers whose id stands in the page's text as a word of its own.
+    """Count the customers whose id stands in the page's text between word boundaries.
 
     Ids of fewer than five characters cannot be told from the page's own numbers.
     """
     rows = shop.table("transactions")
-    words = sorted(page.words(html, longer_than=4))
-    found = rows.filter(rows.customer_id.isin(words)).customer_id.nunique()
+    said = sorted(page.phrases(html, longer_than=4))
+    found = rows.filter(rows.customer_id.isin(said)).customer_id.nunique()
     return int(found.to_pyarrow().as_py())
 
 
@@ -241,7 +241,7 @@ def _context(
             ("Seen as of the end of", numbers.day(as_of)),
             *((f"Parameter {name}", _said(value)) for name, value in own.items()),
             ("Fewest customers behind a figure", str(policy.privacy_k)),
-            ("Run", f"{started:%Y-%m-%d %H:%M} UTC"),
+            ("Run", f"{numbers.day(started.date())}, {started:%H:%M %Z}"),
             ("Data fingerprint", manifest["fingerprint"]),
             ("Versions", ", ".join(f"{name} {v}" for name, v in manifest["versions"].items())),
         ],
@@ -255,7 +255,7 @@ def _context(
 
 
 def _said(value: Any) -> str:
-    return {True: "yes", False: "no", "": "not set"}.get(value, str(value))
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value) or "not set"
 
 
 def _tile(kpi: dict[str, Any], before: dict[str, Any] | None, numbers: Numbers) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import datetime as dt
 import hashlib
 import json
@@ -38,59 +39,66 @@ class Report:
 
 
 _TYPES: dict[str, Any] = {
-    "parameters": dict,
-    "sweep": dict,
-    "timeout_minutes": (int, float),
-    "retries": int,
-    "keep": int,
-    "notify": list,
+    "parameters": (dict, "a table, such as { margin = 0.3 }"),
+    "sweep": (dict, 'a table, such as { segment = ["region", "city"] }'),
+    "timeout_minutes": ((int, float), "a number"),
+    "retries": (int, "a whole number"),
+    "keep": (int, "a whole number"),
+    "notify": (list, 'a list, such as ["${CRMLAB_NOTIFY}"]'),
 }
 _BOUNDS = {"timeout_minutes": (0.01, 1440), "retries": (0, 10), "keep": (1, 1000)}
 
 
 def load(home: Path) -> dict[str, Report]:
-    """Read reports/reports.toml; the reports by id."""
+    """Read reports/reports.toml; the reports by id. Raises `UsageError` for what is wrong in it."""
+    reports, problems = read(home)
+    if problems:
+        raise UsageError(" ".join(problems))
+    return reports
+
+
+def read(home: Path) -> tuple[dict[str, Report], list[str]]:
+    """Return the reports of reports.toml that are right, by id, and what is wrong with the rest."""
     path = home / "reports" / "reports.toml"
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+        return {}, [f"{path} cannot be read: {error.strerror}."]
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.") from error
-    known = Report.__dataclass_fields__
-    reports: dict[str, Report] = {}
+        return {}, [f"{path} is not valid TOML: {error}."]
     entries = given.get("report", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise UsageError(f"{path}: write each report under [[report]], with double brackets.")
+        return {}, [f"{path}: write each report under [[report]], with double brackets."]
+    reports: dict[str, Report] = {}
+    problems = []
     for number, entry in enumerate(entries, start=1):
-        for key in entry:
-            if key not in known:
-                raise UsageError(
-                    f"{path}: [[report]] number {number} has no setting '{key}'; it knows "
-                    f"{', '.join(known)}.{did_you_mean(key, known)}"
-                )
-        for key, value in entry.items():
-            wanted = _TYPES.get(key, str)
-            if not isinstance(value, wanted) or isinstance(value, bool):
-                raise UsageError(
-                    f"{path}: {key} = {value!r} of [[report]] number {number} is wrong."
-                )
-        for key, (least, most) in _BOUNDS.items():
-            if not least <= entry.get(key, most) <= most:
-                raise UsageError(f"{path}: {key} must lie between {least} and {most}.")
-        if missing := [key for key in ("id", "notebook", "shop") if not entry.get(key)]:
-            raise UsageError(f"{path}: [[report]] number {number} needs {', '.join(missing)}.")
-        for key in ("id", "notebook", "shop"):
-            if not re.fullmatch(r"\w[\w-]*", entry[key]):
-                raise UsageError(
-                    f"{path}: {key} = {entry[key]!r} is no plain name: letters, digits, - and _."
-                )
-        if entry["id"] in reports:
-            raise UsageError(f"{path}: two reports have the id '{entry['id']}'.")
-        reports[entry["id"]] = report = Report(**entry)
-        if problem := _problem(report):
-            raise UsageError(f"{path}, report '{report.id}': {problem}")
-    return reports
+        name = f"report '{entry['id']}'" if entry.get("id") else f"[[report]] number {number}"
+        if problem := _wrong(entry):
+            problems.append(f"{path}, {name}: {problem}")
+        elif entry["id"] in reports:
+            problems.append(f"{path}: two reports have the id '{entry['id']}'.")
+        else:
+            reports[entry["id"]] = Report(**entry)
+    return reports, problems
+
+
+def _wrong(entry: Mapping[str, Any]) -> str:
+    """Say what is wrong with an entry."""
+    known = Report.__dataclass_fields__
+    for key, value in entry.items():
+        if key not in known:
+            return f"there is no setting '{key}', but {', '.join(known)}.{did_you_mean(key, known)}"
+        wanted, words = _TYPES.get(key, (str, "text"))
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            return f"{key} = {value!r} must be {words}."
+        if key in _BOUNDS and not _BOUNDS[key][0] <= value <= _BOUNDS[key][1]:
+            return f"{key} = {value} must lie between {_BOUNDS[key][0]} and {_BOUNDS[key][1]}."
+    if missing := [key for key in ("id", "notebook", "shop") if not entry.get(key)]:
+        return f"it needs {', '.join(missing)}."
+    for key in ("id", "notebook", "shop"):
+        if not re.fullmatch(r"\w[\w-]*", entry[key]):
+            return f"{key} = {entry[key]!r} is no plain name: letters, digits, - and _."
+    return _problem(Report(**entry))
 
 
 def _problem(report: Report) -> str:
@@ -238,6 +246,8 @@ def _as_type(parameter: Parameter, value: Any) -> Any:
         ),
         str: str,
     }
+    if isinstance(value, dt.date) and wanted is str:  # as TOML reads it without quotes
+        value = value.isoformat()
     if isinstance(value, str):
         try:
             read = readings[wanted](value)
@@ -254,7 +264,10 @@ def _as_type(parameter: Parameter, value: Any) -> Any:
         )
     if isinstance(read, float) and not math.isfinite(read):
         raise UsageError(f"Parameter '{parameter.name}' is {read}; it must be a finite number.")
-    if isinstance(read, str) and (len(read) > LONGEST_TEXT or not read.isprintable()):
+    # A no-break space is no Python's idea of printable.
+    if isinstance(read, str) and (
+        len(read) > LONGEST_TEXT or not read.replace("\u00a0", " ").isprintable()
+    ):
         raise UsageError(
             f"Parameter '{parameter.name}' must be at most {LONGEST_TEXT} printable characters on "
             "one line."
@@ -282,3 +295,15 @@ def slug(parameters: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(own).encode()).hexdigest()[:8]
     words = "-".join(f"{name}-{value}" for name, value in own.items()) or "standard"
     return f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', words)[:60].strip('.')}-{digest}"
+
+
+def mark(home: Path, report: Report) -> str:
+    """Return what changes when a report's entry, its notebook or its shop.toml is changed."""
+    digest = hashlib.sha256(repr(report).encode())
+    for path in (
+        home / "notebooks" / f"{report.notebook}.ipynb",
+        home / "data" / report.shop / "shop.toml",
+    ):
+        with contextlib.suppress(OSError):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

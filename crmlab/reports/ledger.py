@@ -96,6 +96,8 @@ def manifests(home: Path) -> list[Manifest]:
         with suppress(OSError, ValueError):
             manifest = json.loads(file.read_text(encoding="utf-8"))
             if isinstance(manifest, dict) and manifest.keys() >= NEEDED:
+                # What else was to be made for its slot is looked up anew.
+                manifest.pop("mark", None)
                 found.append(manifest)
     # Of one slot the run that was published counts, whatever was tried after it.
     return sorted(found, key=lambda one: (one["state"] == "published", one["started"]))
@@ -127,27 +129,43 @@ def entries(home: Path, key: str = "") -> list[Manifest]:
 def claim(home: Path, manifest: Manifest) -> Manifest | None:
     """Enter a run as under way, and return None; or return the row that stands in its way.
 
-    That is one already published for the same slot, or one whose process is alive. Sets the
-    number of the attempt.
+    That is one already published for the same slot, unless its page was taken back, or one whose
+    process is alive. Sets the number of the attempt.
     """
 
     def work(db: sqlite3.Connection) -> Manifest | None:
         query = "select manifest from runs where key = :key and slot = :moment"
         found = db.execute(query, _row(manifest)).fetchone()
         before: Manifest = json.loads(found[0]) if found else {}
-        if before and (before["state"] == "published" or is_alive(before)):
+        if before and (is_there(home, before) or is_alive(before)):
             return before
         manifest["attempt"] = before.get("attempt", 0) + 1
+        if before.get("attempt"):
+            manifest["earlier"] = [*before.get("earlier", []), before["folder"]]
         db.execute(PUT, _row(manifest))
         return None
 
     return _transact(home, work)
 
 
-def enter(home: Path, waiting: Sequence[Manifest]) -> None:
-    """Enter runs that wait, all or none; a row that is there already stays as it is."""
+def enter(
+    home: Path, waiting: Sequence[Manifest], instead: Sequence[Manifest] = ()
+) -> list[Manifest]:
+    """Enter runs that wait, all or none, in place of the rows `instead`; return all their rows.
+
+    Another row that is there already stays as it is.
+    """
     rows = [_row(manifest) for manifest in waiting]
-    _transact(home, lambda db: db.executemany(PUT.replace("replace", "ignore"), rows))
+
+    def work(db: sqlite3.Connection) -> list[Manifest]:
+        db.executemany(
+            "delete from runs where key = :key and slot = :moment", [_row(row) for row in instead]
+        )
+        db.executemany(PUT.replace("replace", "ignore"), rows)
+        query = "select manifest from runs where key = :key and slot = :moment"
+        return [json.loads(db.execute(query, row).fetchone()[0]) for row in rows]
+
+    return _transact(home, work)
 
 
 def record(home: Path, manifest: Manifest) -> None:
@@ -181,6 +199,12 @@ def _born(pid: int) -> float | None:
         return round(float(psutil.Process(pid).create_time()), 1)
     except psutil.Error:
         return None
+
+
+def is_there(home: Path, row: Mapping[str, Any]) -> bool:
+    """Whether the run was published, and nobody has taken its page back."""
+    site = home / "reports" / "site"
+    return bool(row["state"] == "published" and (site / row.get("page", "?")).is_file())
 
 
 def is_alive(row: Mapping[str, Any]) -> bool:

@@ -161,8 +161,11 @@ def check(html: str) -> None:
         raise PageError("The page was not published: " + "; ".join(dict.fromkeys(problems)) + ".")
 
 
-def words(html: str, *, longer_than: int) -> set[str]:
-    """Return the words of a page's text and alternative texts of more than so many characters."""
+def phrases(html: str, *, longer_than: int, words: int = 6) -> set[str]:
+    """Return what stands on a page in up to so many words on end, if it has more characters.
+
+    Of its text and the alternative texts of its pictures, on one line and between word boundaries.
+    """
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(html, "html.parser")
@@ -170,20 +173,28 @@ def words(html: str, *, longer_than: int) -> set[str]:
         "style, script, details pre"
     ):  # the code is the notebook's, and holds no data
         tag.decompose()
-    texts = [soup.get_text(" "), *(str(tag["aria-label"]) for tag in soup.find_all(role="img"))]
-    found = re.split(r"[\s,;:()<>“”\"']+", " ".join(texts))
-    return {word.strip(".") for word in found if len(word.strip(".")) > longer_than}
+    texts = [soup.get_text("\n"), *(str(tag["aria-label"]) for tag in soup.find_all(role="img"))]
+    found = set()
+    for line in "\n".join(texts).splitlines():
+        spans = [match.span() for match in re.finditer(r"\w+", line)]
+        for number, (begin, _) in enumerate(spans):
+            found |= {line[begin:end] for _, end in spans[number : number + words]}
+    return {phrase for phrase in found if len(phrase) > longer_than}
 
 
 def without_secrets(text: str) -> str:
     """Blank the values of the environment's secrets, and the password of any URL."""
-    for name, value in os.environ.items():
-        if len(value) > 5 and re.search(SECRET, name, re.IGNORECASE):
-            # As it is and as Python, HTML and JSON write it.
-            forms = {value, repr(value)[1:-1]}
-            forms |= {escape(form) for form in forms}
-            for form in sorted(forms | {json.dumps(form)[1:-1] for form in forms}, key=len)[::-1]:
-                text = text.replace(form, "***")
+    values = {
+        value
+        for name, value in os.environ.items()
+        if len(value) > 5 and re.search(SECRET, name, re.IGNORECASE)
+    }
+    # As they are and as Python, HTML and JSON write them; first those that hold others.
+    forms = values | {repr(value)[1:-1] for value in values}
+    forms |= {escape(form) for form in forms}
+    forms |= {json.dumps(form)[1:-1] for form in forms}
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, "***")
     return re.sub(r"(://[^:/@\s\"'<>]+:)[^@\s\"'<>]+@", r"\1***@", text)
 
 

@@ -49,6 +49,8 @@ def publish(home: Path, manifest: Manifest, *, keep: int) -> None:
     record(home, manifest | {"state": "publishing", "keep": keep})
     text = html.read_text(encoding="utf-8")
     make_folder(target, 0o755)
+    for left in target.glob(".*.html.*"):  # of a process that was killed
+        left.unlink(missing_ok=True)
     for path in (dated, target / "index.html") if newest else (dated,):
         page.write(path, text, 0o644)
     manifest |= {
@@ -59,20 +61,25 @@ def publish(home: Path, manifest: Manifest, *, keep: int) -> None:
     }
     record(home, manifest)
     html.unlink(missing_ok=True)
-    _retire(home, str(manifest["key"]), keep)
+    _retire(home, manifest, keep)
 
 
-def _retire(home: Path, key: str, keep: int) -> None:
-    """Delete all but so many pages of a report and parameters, and the folders of their runs."""
-    runs = ledger.entries(home, key)
+def _retire(home: Path, newest: Manifest, keep: int) -> None:
+    """Delete all but so many pages of a report and parameters, and the folders of their runs.
+
+    The page that was just made stays, of whatever date it is.
+    """
+    runs = ledger.entries(home, str(newest["key"]))
     good = sorted((run for run in runs if run["state"] == "published"), key=index.newness)
     bad = [run for run in runs if run["state"] in ("failed", "refused", "stopped")]
-    kept = {run["folder"] for run in good[-keep:] + bad[-keep:]}
-    for run in good[:-keep]:
-        (home / "reports" / "site" / run["page"]).unlink(missing_ok=True)
+    kept = {run["folder"] for run in [*good[-keep:], *bad[-keep:], newest]}
     for run in good + bad:
-        if run["folder"] not in kept:
-            shutil.rmtree(_folder(home, run), ignore_errors=True)
+        if run["folder"] in kept:
+            continue
+        if run["state"] == "published":
+            (home / "reports" / "site" / run["page"]).unlink(missing_ok=True)
+        for folder in (run["folder"], *run.get("earlier", [])):
+            shutil.rmtree(home / "reports" / "private" / folder, ignore_errors=True)
 
 
 def recover(home: Path, key: str = "") -> None:
@@ -102,7 +109,9 @@ def _take_up(home: Path, run: Manifest) -> None:
     folder = _folder(home, run)
     kill(folder)
     if re.fullmatch(r"crmlab-run-\w+", Path(run.get("scratch", "")).name):
-        shutil.rmtree(Path(tempfile.gettempdir(), Path(run["scratch"]).name), ignore_errors=True)
+        shutil.rmtree(Path(scratch_place(), Path(run["scratch"]).name), ignore_errors=True)
+    for name in ("log.txt", "notebook.ipynb"):
+        page.clean(folder / name)
     written: Manifest = {}
     with suppress(OSError, ValueError):
         written = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -112,6 +121,12 @@ def _take_up(home: Path, run: Manifest) -> None:
         ledger.record(home, written)
     else:
         record(home, {**run, "code": 1, "details": run["failure"]})
+
+
+def scratch_place() -> str:
+    """Return where runs keep what ends with them: a place near the root, for names of sockets."""
+    place = tempfile.gettempdir()
+    return place if len(place) < 60 else "/tmp"
 
 
 def kill(folder: Path) -> None:
@@ -149,9 +164,9 @@ def show(home: Path, report: Report, manifest: Manifest) -> None:
     addresses = [os.path.expandvars(address) for address in report.notify]
     again = manifest.get("scheduled") and (
         manifest["state"] == "stopped"
-        or (manifest.get("code") == 1 and manifest["attempt"] <= report.retries)
+        or (manifest.get("code") == 1 and manifest.get("attempt", 1) <= report.retries)
     )
-    if addresses and not again and (text := _news(home, manifest)):
+    if addresses and not again and not index.is_a_try(manifest) and (text := _news(home, manifest)):
         _send(addresses, text)
 
 
@@ -161,6 +176,7 @@ def _news(home: Path, manifest: Manifest) -> str:
         run["state"] == "published"
         for run in ledger.entries(home, manifest["key"])
         if run["moment"] < manifest["moment"]
+        and not index.is_a_try(run)
         and run["state"] in ("published", "failed", "refused", "stopped")
     ]
     good, was_good = manifest["state"] == "published", earlier[-1] if earlier else True
@@ -180,7 +196,9 @@ def _send(addresses: Sequence[str], text: str) -> None:
         return
     for number, address in enumerate(addresses, start=1):
         sender = apprise.Apprise()
-        if address.startswith("${") or not sender.add(address):
-            log.warning(f"notify address {number} is not set in the environment, or no such kind.")
+        if address.startswith("${"):
+            log.warning(f"Nobody was told: {address[2:-1]} of notify is not in the environment.")
+        elif not sender.add(address):
+            log.warning(f"Nobody was told: notify address {number} is of no kind Apprise knows.")
         elif not sender.notify(title="crmlab", body=text):
             log.warning(f"notify address {number} did not take the message.")

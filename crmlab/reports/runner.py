@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import zoneinfo
 from collections import deque
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from crmlab import settings, tables
-from crmlab.reports import child, config, cron, ledger, page, publishing
+from crmlab.reports import child, config, ledger, page, publishing, signals
 from crmlab.reports.config import Report
 from crmlab.reports.ledger import BusyError, LedgerError, Manifest
 from crmlab.settings import make_folder
@@ -115,7 +114,13 @@ def prepare(
     if day := as_of or values.get("as_of"):
         values["as_of"] = tables.day(day).isoformat()
     shop_name, zone = shop_clock(name)
-    at = _slot(slot, zone)
+    at = read_slot(slot, zone)
+    if values.get("as_of", "") > (today := f"{dt.datetime.now(zone):%Y-%m-%d}"):
+        said = f"as_of is {values['as_of']}, which is still to come; it is {today}."
+        raise tables.UsageError(said)
+    for text in map(str, values.values()):
+        if page.without_secrets(text) != text:
+            raise tables.UsageError("A parameter holds the value of a secret of the environment.")
     manifest = manifest_of(report, name, shop_name, at, values)
     manifest["by_hand"] = bool(shop or as_of or parameters)
     return Run(home, report, values, manifest)
@@ -126,7 +131,6 @@ def manifest_of(
 ) -> Manifest:
     """Return what is known of a run before it begins."""
     moment = at.astimezone(dt.UTC)
-    due = cron.next_slot(report.schedule, at).astimezone(dt.UTC) if report.schedule else None
     run_id = f"{moment:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     return {
         "state": "waiting",
@@ -134,12 +138,12 @@ def manifest_of(
         "notebook": report.notebook,
         "shop": shop,
         "shop_name": shop_name,
+        "zone": str(at.tzinfo),
         "key": f"{shop}/{report.id}/{config.slug(values)}",
         "slot": at.isoformat(),
         "moment": moment.isoformat(),
         "as_of": values.get("as_of", ""),
         "set": {name: v for name, v in values.items() if name not in config.SET_BY_THE_RUN},
-        "next": due.isoformat() if due else "",
         "started": "",
         "by_hand": False,
         "folder": f"{shop}/{report.id}/{run_id}",
@@ -155,14 +159,19 @@ def shop_clock(name: str) -> tuple[str, zoneinfo.ZoneInfo]:
         return name, zoneinfo.ZoneInfo("UTC")
 
 
-def _slot(slot: str | dt.datetime | None, zone: zoneinfo.ZoneInfo) -> dt.datetime:
+def read_slot(slot: str | dt.datetime | None, zone: zoneinfo.ZoneInfo) -> dt.datetime:
     """Read the time that a run is for, as the shop's wall clock with its zone."""
+    now = dt.datetime.now(zone)
     try:
-        at = dt.datetime.fromisoformat(slot) if isinstance(slot, str) else slot
-    except ValueError:
+        at = (dt.datetime.fromisoformat(slot) if isinstance(slot, str) else slot) or now
+        at = at.replace(tzinfo=zone) if at.tzinfo is None else at.astimezone(zone)
+        at.astimezone(dt.UTC)
+    except (ValueError, OverflowError):
         raise tables.UsageError(f"--slot is {slot!r}; it must be like 2026-11-21T06:00.") from None
-    at = at or dt.datetime.now(zone)
-    return at.replace(tzinfo=zone) if at.tzinfo is None else at.astimezone(zone)
+    # A page of days to come would stand in the place of those that come.
+    if isinstance(slot, str) and at.timestamp() > now.timestamp() + 60:
+        raise tables.UsageError(f"--slot is {slot}, which is still to come; it is {now:%Y-%m-%d}.")
+    return at
 
 
 def run(home: Path, report: Report, *, progress: bool = True, **asked: Any) -> RunResult:
@@ -183,7 +192,7 @@ def run_all(
     """
     waiting, active = deque(runs), dict[int, Run]()
     many = len(waiting) > 1
-    with _terminable():
+    with signals.terminable():
         try:
             while waiting or active:
                 while waiting and len(active) < workers:
@@ -194,34 +203,23 @@ def run_all(
                         yield result
                 for place, run in list(active.items()):
                     if (code := _code(run)) is not None:
-                        result = _end(run, code)
-                        del active[place]
+                        with signals.undisturbed():
+                            del active[place]
+                            result = _end(run, code)
                         yield result
                 time.sleep(0.02)
         finally:
-            for run in active.values():
-                _end(run, None)
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the process as Ctrl-C does, with all that must be done before."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, _: Any) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+            with signals.undisturbed():
+                for run in active.values():
+                    _end(run, None)
 
 
 def _begin(run: Run, place: int, progress: bool, many: bool) -> RunResult | None:
     """Start the process of a run; return a result if there is nothing to start."""
+    if run.manifest["state"] == "failed":  # it was found impossible before
+        publishing.record(run.home, run.manifest)
+        publishing.show(run.home, run.report, run.manifest)
+        return _result(run, "failed", run.manifest["code"], run.manifest["details"])
     run.begun = time.monotonic()
     try:
         run.held.enter_context(_only_one(run))
@@ -233,7 +231,7 @@ def _begin(run: Run, place: int, progress: bool, many: bool) -> RunResult | None
         }
         if stands := ledger.claim(run.home, run.manifest):
             return _already(run, stands)
-        run.scratch = Path(tempfile.mkdtemp(prefix="crmlab-run-"))
+        run.scratch = Path(tempfile.mkdtemp(prefix="crmlab-run-", dir=publishing.scratch_place()))
         run.manifest["scratch"] = str(run.scratch)
         publishing.record(run.home, run.manifest)
         order = {
@@ -332,7 +330,8 @@ def _end(run: Run, code: int | None, said: str = "") -> RunResult:
             if run.process.stdin:
                 run.process.stdin.close()
         manifest |= _answer(run, code, said)
-        page.clean(run.folder / "log.txt")
+        for name in ("log.txt", "notebook.ipynb"):
+            page.clean(run.folder / name)
         for name in (child.ORDER, child.STEP, child.ANSWER):
             (run.folder / name).unlink(missing_ok=True)
         manifest["seconds"] = round(time.monotonic() - run.begun, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import logging
 import shlex
 import string
 import sys
@@ -27,8 +26,6 @@ MOST_KILLED = 3
 # What names a person.
 PERSONAL = ("customer_id", "household_id", "transaction_id", "birth_date", "latitude", "longitude")
 
-log = logging.getLogger(__name__)
-
 
 def pages(home: Path, report: Report, **asked: Any) -> list[Run]:
     """Return the runs that a report asks for: one, or one for each value of its sweep.
@@ -50,12 +47,24 @@ def pages(home: Path, report: Report, **asked: Any) -> list[Run]:
             f"have 1 to {MOST_PAGES:,}."
         )
     asked["slot"] = asked.get("slot") or dt.datetime.now(dt.UTC)
-    made = []
+    made: dict[str, Run] = {}
     for value in values:
-        one = dataclasses.replace(report, parameters={**report.parameters, name: value})
-        made.append(runner.prepare(home, one, parameters=given, **asked))
-        made[-1].report = report
-    return made
+        own = {**report.parameters, name: value}
+        try:
+            one = dataclasses.replace(report, parameters=own)
+            run = runner.prepare(home, one, parameters=given, **asked)
+        except tables.UsageError as error:
+            # A value that is no parameter is a page that fails, and stops no other one.
+            own[name] = "".join(c if c.isprintable() else "?" for c in str(value))[:100]
+            zone = runner.shop_clock(shop.id)[1]
+            at = runner.read_slot(asked["slot"], zone)
+            manifest = runner.manifest_of(report, shop.id, shop.settings.name, at, own)
+            run = _refused(home, report, manifest, error)
+        run.report = report
+        made.setdefault(run.manifest["key"], run)
+    if all(run.manifest["state"] == "failed" for run in made.values()):
+        raise tables.UsageError(run.manifest["details"])
+    return list(made.values())
 
 
 def column_values(shop: sources.Shop, name: str, wanted: str) -> list[str]:
@@ -66,7 +75,10 @@ def column_values(shop: sources.Shop, name: str, wanted: str) -> list[str]:
     """
     table, dot, column = wanted.partition(".")
     if wanted != "all" and not (dot and table in tables.CONTRACT):
-        raise tables.UsageError(f'A sweep over {wanted!r} must be "all", "table.column" or a list.')
+        raise tables.UsageError(
+            f'A sweep over {wanted!r} must be "all", "table.column" or a list; the tables are '
+            f"{', '.join(tables.CONTRACT)}."
+        )
     places = ["stores", "customers", "products", "transactions"] if wanted == "all" else [table]
     column = name if wanted == "all" else column
     if column in PERSONAL:
@@ -79,8 +91,14 @@ def column_values(shop: sources.Shop, name: str, wanted: str) -> list[str]:
                 people = rows.group_by("value").aggregate(people=rows.customer_id.nunique())
                 rows = people.filter(people.people >= shop.policy.privacy_k)
             found = rows.select("value").distinct().order_by("value").limit(MOST_PAGES + 1)
-            return [str(value) for value in found.to_pyarrow()["value"].to_pylist()]
-    raise tables.DataError(f"Shop '{shop.id}' has no table with a column '{column}' to sweep over.")
+            values = found.to_pyarrow()["value"].to_pylist()
+            return [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
+    there = [name for name in places if shop.has(name)]
+    raise tables.DataError(
+        f"Shop '{shop.id}' has no column '{column}' to sweep over; "
+        + "; ".join(f"{name} has {', '.join(shop.table(name).columns)}" for name in there)
+        + "."
+    )
 
 
 def by_hand(home: Path, report: Report, **asked: Any) -> list[Run]:
@@ -90,7 +108,7 @@ def by_hand(home: Path, report: Report, **asked: Any) -> list[Run]:
         asked["slot"] = _unfinished(home, report)
     runs = pages(home, report, **asked)
     if len(runs) > 1:
-        ledger.enter(home, [run.manifest for run in runs])
+        ledger.enter(home, _waiting(runs))
     return runs
 
 
@@ -112,7 +130,9 @@ def _unfinished(home: Path, report: Report) -> dt.datetime | None:
 def due(home: Path, now: dt.datetime | None = None) -> list[Run]:
     """Return the runs that are due: of the newest slot of each report, those not made yet.
 
-    Enters them into the ledger when a slot is first seen, so that a sweep is looked up once.
+    Enters them into the ledger when a slot is first seen, so that a sweep is looked up once; and
+    anew what was not published once its entry, notebook or shop.toml has been changed. A run that
+    cannot even begin is returned too, as one that failed.
     """
     home = home.resolve()
     now = now or dt.datetime.now(dt.UTC)
@@ -120,53 +140,56 @@ def due(home: Path, now: dt.datetime | None = None) -> list[Run]:
     rows: dict[tuple[str, str, str], list[Manifest]] = {}
     for row in ledger.entries(home):
         rows.setdefault((row["shop"], row["report"], row["moment"]), []).append(row)
-    for report in config.load(home).values():
+    for report in config.read(home)[0].values():
         if not report.schedule:
             continue
         slot = cron.newest_slot(report.schedule, now.astimezone(_zone(report)))
         moment = slot.astimezone(dt.UTC).isoformat()
-        entered = rows.get((report.shop, report.id, moment)) or _enter(home, report, slot)
-        for row in entered:
-            if _is_due(row, report) and (run := _again(home, report, row)):
-                found.append(run)
+        known = rows.get((report.shop, report.id, moment), [])
+        left = [row for row in known if row["state"] != "published" and not ledger.is_alive(row)]
+        # What was only run by hand says nothing of the other pages of the slot.
+        entered = [row for row in known if "mark" in row]
+        mark = config.mark(home, report) if left or not entered else ""
+        if not entered or any(row.get("mark", mark) != mark for row in left):
+            try:
+                runs = pages(home, report, slot=slot)
+            except (tables.DataError, tables.UsageError, OSError) as error:
+                values = report.parameters
+                manifest = runner.manifest_of(report, report.shop, report.shop, slot, values)
+                found.append(_refused(home, report, manifest | {"mark": mark}, error))
+                continue
+            for run in runs:
+                run.manifest |= {"mark": mark, "scheduled": True}
+            found += [run for run in runs if run.manifest["state"] == "failed"]
+            entered = ledger.enter(home, _waiting(runs), instead=left)
+        found += [_again(home, report, row) for row in entered if _is_due(row, report)]
     return found
 
 
-def _enter(home: Path, report: Report, slot: dt.datetime) -> list[Manifest]:
-    """Enter the pages of a slot as waiting; what cannot be run at all, as one that failed."""
-    try:
-        waiting = [run.manifest for run in pages(home, report, slot=slot)]
-    except (tables.DataError, tables.UsageError, OSError) as error:
-        manifest = runner.manifest_of(report, report.shop, report.shop, slot, report.parameters)
-        _refuse(home, report, manifest, error)
-        return [manifest]
-    ledger.enter(home, waiting)
-    return waiting
+def _waiting(runs: list[Run]) -> list[Manifest]:
+    return [run.manifest for run in runs if run.manifest["state"] == "waiting"]
 
 
-def _refuse(home: Path, report: Report, manifest: Manifest, error: Exception) -> None:
-    """Record a run that cannot even begin."""
+def _refused(home: Path, report: Report, manifest: Manifest, error: Exception) -> Run:
+    """Return a run that cannot even begin."""
     code = runner.USAGE if isinstance(error, tables.UsageError) else runner.DATA
-    manifest |= runner.failure("start", "what it asks for is not possible", str(error), code=code)
-    manifest["scheduled"] = True
-    manifest["started"] = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-    publishing.record(home, manifest)
-    publishing.show(home, report, manifest)
-    log.error(f"Report '{report.id}': {error}")
+    now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    failed = runner.failure("start", "what it asks for is not possible", str(error), code=code)
+    tries = {"scheduled": "mark" in manifest, "attempt": manifest.get("attempt", 0) + 1}
+    return Run(home, report, {}, manifest | failed | tries | {"started": now})
 
 
-def _again(home: Path, report: Report, row: Manifest) -> Run | None:
-    """Return the run of a row of the ledger, to be made now; None if that is not possible."""
+def _again(home: Path, report: Report, row: Manifest) -> Run:
+    """Return the run of a row of the ledger, to be made now; if that is not possible, as failed."""
     slot = dt.datetime.fromisoformat(row["slot"])
     own = {**row["set"], **({"as_of": row["as_of"]} if row["as_of"] else {})}
     try:
         one = dataclasses.replace(report, shop=row["shop"], parameters=own)
         run = runner.prepare(home, one, slot=slot)
     except (tables.DataError, tables.UsageError) as error:
-        _refuse(home, report, row, error)
-        return None
+        return _refused(home, report, row, error)
     run.report = dataclasses.replace(report, shop=row["shop"])
-    run.manifest["scheduled"] = True
+    run.manifest |= {"scheduled": True, "mark": row.get("mark", "")}
     return run
 
 
@@ -187,7 +210,8 @@ def run_due(
 ) -> Iterator[RunResult]:
     """Run all that is due, each page once; give each result as it comes.
 
-    Raises `BusyError` if another process is at it.
+    Raises `BusyError` if another process is at it, and, when all others are done, `UsageError` for
+    entries of reports.toml that are wrong.
     """
     from filelock import FileLock, Timeout
 
@@ -197,10 +221,16 @@ def run_due(
     try:
         with FileLock(folder / "run-due.lock", timeout=0):
             publishing.recover(home)
-            # What falls due while the others run is run too.
-            while runs := due(home):
-                yield from runner.run_all(runs, workers=workers, progress=progress)
+            # What falls due while the others run is run too; a page that another process makes
+            # is left to it.
+            ended: set[str] = set()
+            while runs := [run for run in due(home) if run.manifest["key"] not in ended]:
+                for result in runner.run_all(runs, workers=workers, progress=progress):
+                    if result.code != runner.FAILED:
+                        ended.add(result.key)
+                    yield result
             index.write(home)
+            config.load(home)
     except Timeout:
         raise BusyError("Another process runs what is due; it was left alone.") from None
 
