@@ -278,7 +278,10 @@ def publish(
             }
             for line in lines
         ],
-        "used": {name: str(value) for name, value in (used or {}).items()},
+        "used": {
+            name: value if isinstance(value, bool) else str(value)
+            for name, value in (used or {}).items()
+        },
     }
     figures = "".join(
         f"<li><strong>{escape(str(t['text']))}</strong> {escape(t['label'])}</li>" for t in tiles

@@ -190,28 +190,30 @@ def run_all(
 
     Where this process is stopped (Ctrl-C, SIGTERM), the runs under way are stopped and recorded.
     """
-    waiting, active = deque(runs), dict[int, Run]()
+    waiting, active, over = deque(runs), dict[int, Run](), list[tuple[Run, int | None]]()
     many = len(waiting) > 1
     with signals.terminable():
         try:
             while waiting or active:
+                for place, run in list(active.items()):
+                    if (code := _code(run)) is not None:
+                        over.append((active.pop(place), code))
+                # The next process wakes up while the page of the one before is published.
                 while waiting and len(active) < workers:
                     place = min(set(range(workers)) - active.keys())
                     run, active[place] = waiting[0], waiting.popleft()
                     if result := _begin(run, place, progress, many):
                         del active[place]
                         yield result
-                for place, run in list(active.items()):
-                    if (code := _code(run)) is not None:
-                        with signals.undisturbed():
-                            del active[place]
-                            result = _end(run, code)
-                        yield result
+                while over:
+                    with signals.undisturbed():
+                        result = _end(*over.pop())
+                    yield result
                 time.sleep(0.02)
         finally:
             with signals.undisturbed():
-                for run in active.values():
-                    _end(run, None)
+                for run, code in [*over, *((run, None) for run in active.values())]:
+                    _end(run, code)
 
 
 def _begin(run: Run, place: int, progress: bool, many: bool) -> RunResult | None:
