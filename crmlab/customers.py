@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crmlab import results, tables
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
+    import pandas as pd
 
     from crmlab.sources import Shop
 
@@ -67,10 +69,8 @@ def summary(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
     return rows
 
 
-def _summary(shop: Shop, last_day: dt.date) -> ir.Table:
-    """Return the summary as an expression on the shop's engine."""
-    import ibis
-
+def _check_date(shop: Shop, last_day: dt.date) -> None:
+    """Raise `DataError` for a day before the log or long after it."""
     first_sale, last_sale = shop.check("transactions").first, shop.check("transactions").last
     if last_sale and (last_day - last_sale).days > shop.policy.stale_after_days:
         raise tables.DataError(
@@ -82,6 +82,13 @@ def _summary(shop: Shop, last_day: dt.date) -> ir.Table:
             f"as_of {last_day} is before the first purchase of shop '{shop.id}' ({first_sale}). "
             "Choose a later date."
         )
+
+
+def _summary(shop: Shop, last_day: dt.date) -> ir.Table:
+    """Return the summary as an expression on the shop's engine."""
+    import ibis
+
+    _check_date(shop, last_day)
     days = purchase_days(shop, as_of=last_day)
     each = days.group_by("customer_id").aggregate(
         frequency=days.count() - 1,
@@ -154,13 +161,278 @@ def log_start(shop: Shop, summary: ir.Table, *, as_of: str | dt.date) -> LogStar
     before = days.purchased_on.lag().over(group_by="customer_id", order_by="purchased_on")
     gaps = days.select(gap=days.purchased_on.delta(before, unit="day"))
     median = gaps.gap.cast("float64").median().to_pyarrow().as_py()
-    burn_in = max(60, math.ceil(2 * (median or 0)))
+    burn_in = _burn_in(median)
     first = summary.first_purchase.min().to_pyarrow().as_py()
     early = summary.filter(summary.first_purchase < ibis.literal(first + dt.timedelta(burn_in)))
-    if shop.has("customers") and "joined_on" in shop.table("customers").columns:
-        members = shop.table("customers")
-        members = members.filter(members.joined_on >= ibis.literal(first)).select("customer_id")
-        early = early.anti_join(shop.landed(members, "members"), "customer_id")
+    if (members := _joined_since(shop, first)) is not None:
+        early = early.anti_join(members, "customer_id")
     in_all, maybe_older = (int(rows.count().to_pyarrow().as_py()) for rows in (summary, early))
     older = early.select("customer_id")
     return LogStart(first, burn_in, in_all, maybe_older, shop.numbers, older)
+
+
+def _burn_in(gap: float | None) -> int:
+    """Return how many days after the log's start a customer may be older than it."""
+    return max(60, math.ceil(2 * (gap or 0)))
+
+
+def _joined_since(shop: Shop, first: dt.date) -> ir.Table | None:
+    """Return the `customer_id` of those who joined since the log began, if the shop knows."""
+    import ibis
+
+    if not (shop.has("customers") and "joined_on" in shop.table("customers").columns):
+        return None
+    members = shop.table("customers")
+    members = members.filter(members.joined_on >= ibis.literal(first)).select("customer_id")
+    return shop.landed(members, "members")
+
+
+# The life stages, in the order of a customer's life.
+STAGES = ("new", "developing", "mature", "declining", "lost", "reactivated")
+NOT_YET = "not yet a customer"
+# How many gaps of the shop's rhythm stand beside a customer's own.
+SHOP_GAPS = 2
+# The share of the lost who may buy again within a year before the word is wrong.
+MOST_COME_BACK = 0.15
+# A customer who came back counts as reactivated until so many purchases, or so many usual gaps.
+PURCHASES_BACK, GAPS_BACK = 3, 2
+
+
+def stages(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
+    """Say in which stage of life each customer is at the end of a day.
+
+    Returns
+    -------
+    local ibis table, one row per customer with a purchase up to `as_of`:
+    customer_id; stage, one of `STAGES`; usual_gap, days between two purchases as they are usual
+    for the customer; silent, days since the last purchase; purchases, days with one; own_rhythm,
+    whether the customer has gaps of their own, or is judged by the shop's rhythm alone.
+
+    Raises
+    ------
+    DataError as `summary` does
+
+    Notes
+    -----
+    The usual gap is (m g0 + the customer's own gaps together) / (m + their number), m = 2 and g0
+    the median of the repeaters' mean gaps, so that a few who buy daily set no rhythm for all. With
+    s = silent / usual_gap, the first that holds: lost, s above the policy's `lost_after_gaps`;
+    reactivated, came back after so long a silence, until the third purchase or two usual gaps
+    later; declining, s above `declining_after_gaps`; new, one purchase; developing; mature,
+    `mature_purchases` or more. Who may be older than the log is not new.
+    """
+    day = tables.day(as_of)
+    lives = _lives(shop, [day])
+    return lives.select(
+        "customer_id",
+        stage=lives.stage_0,
+        usual_gap=lives.usual_gap_0,
+        silent=lives.silent_0,
+        purchases=lives.purchases_0,
+        own_rhythm=lives.purchases_0 > 1,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Flows:
+    """The stock of customers by life stage at the end of two days, and the moves between.
+
+    `stock` has one row per stage: stage, before, now, change. `moves` has one row per pair: stage
+    before (or "not yet a customer"), stage now, customers. `usual_gap` is the shop's at `end`.
+    """
+
+    start: dt.date
+    end: dt.date
+    stock: pd.DataFrame
+    moves: pd.DataFrame
+    usual_gap: float
+    numbers: results.Numbers
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the moves as a matrix: a row per stage before, a column per stage now."""
+        wide = self.moves.pivot_table("customers", "before", "now", aggfunc="sum", fill_value=0)
+        return wide.reindex(index=[NOT_YET, *STAGES], columns=list(STAGES), fill_value=0)
+
+    def _repr_html_(self) -> str:
+        title = f"Customers by stage before ({self.start}) and now ({self.end})"
+        frame = self.to_frame().reset_index()
+        return results.html_table(
+            frame, title=title, formats=dict.fromkeys(STAGES, self.numbers.number)
+        )
+
+
+def flows(shop: Shop, *, start: str | dt.date, end: str | dt.date) -> Flows:
+    """Count the customers in each stage at the end of two days, and who moved from where to where.
+
+    Each day is judged by what was known at its end. Raises `DataError` as `summary` does, and if
+    `start` is not before `end`.
+    """
+    import pandas as pd
+
+    before, now = tables.day(start, name="start"), tables.day(end, name="end")
+    if before >= now:
+        raise tables.DataError(f"start {before} must lie before end {now}.")
+    lives = _lives(shop, [before, now])
+    counted = lives.group_by(before=lives.stage_0.fill_null(NOT_YET), now=lives.stage_1).aggregate(
+        customers=lives.count()
+    )
+    moves = counted.to_pandas()
+    order = pd.CategoricalDtype([NOT_YET, *STAGES], ordered=True)
+    moves = moves.astype({"before": order, "now": order}).sort_values(["before", "now"])
+    moves = moves.astype({"before": str, "now": str, "customers": int}).reset_index(drop=True)
+    was, is_now = (moves.groupby(side)["customers"].sum() for side in ("before", "now"))
+    stock = pd.DataFrame({"stage": list(STAGES)})
+    stock["before"] = stock["stage"].map(was).fillna(0).astype(int)
+    stock["now"] = stock["stage"].map(is_now).fillna(0).astype(int)
+    stock["change"] = stock["now"] - stock["before"]
+    gap = lives.shop_gap_1.max().to_pyarrow().as_py()
+    return Flows(before, now, stock, moves, gap, shop.numbers)
+
+
+@dataclass(frozen=True)
+class LostCheck:
+    """How many of those called lost at the end of `as_of` bought within `days` after it.
+
+    `enough` is the smallest number of usual gaps, not below the policy's `lost_after_gaps`, after
+    which at most 15 % of at least `privacy_k` customers did; None if there is none.
+    """
+
+    as_of: dt.date
+    days: int
+    lost: int
+    came_back: int
+    after_gaps: int
+    enough: int | None
+
+    @property
+    def share(self) -> float:
+        """Share of the lost who bought again."""
+        return self.came_back / self.lost if self.lost else math.nan
+
+    @property
+    def verdict(self) -> str:
+        """Whether those called lost are lost."""
+        if not self.lost:
+            return f"Nobody was lost on {self.as_of}."
+        found = f"Of those called lost on {self.as_of}, {self.share:.0%} bought in {self.days} days"
+        if self.share <= MOST_COME_BACK:
+            return f"{found}: the word fits."
+        if self.enough is None:
+            return f"{found}: lost means silent for long here, and no more."
+        return f"{found}: with lost_after_gaps = {self.enough} in shop.toml fewer than 15% would."
+
+
+def lost_check(shop: Shop, *, as_of: str | dt.date, days: int = 365) -> LostCheck:
+    """Look back: who was called lost so many days before `as_of`, and bought by then after all.
+
+    Raises `DataError` if the log does not reach back so far.
+    """
+    last = tables.day(as_of)
+    then, gaps = last - dt.timedelta(days), shop.policy.lost_after_gaps
+    lives = _lives(shop, [then, last])
+    seen = lives.filter(lives.purchases_0 > 0)
+    # Lost after n gaps is who was silent for more than n: the whole numbers below the ratio.
+    level = (seen.silent_0 / seen.usual_gap_0).ceil().cast("int64") - 1
+    counted = seen.group_by(level=level).aggregate(
+        lost=seen.count(), back=(seen.purchases_1 > seen.purchases_0).sum()
+    )
+    rows = counted.order_by(counted.level.desc()).to_pandas().set_index("level").cumsum()
+    rows = rows[rows.index >= gaps]
+    good = rows[(rows.lost >= shop.policy.privacy_k) & (rows.back <= MOST_COME_BACK * rows.lost)]
+    lost, back = (int(rows[name].max()) if len(rows) else 0 for name in ("lost", "back"))
+    return LostCheck(then, days, lost, back, gaps, int(min(good.index)) if len(good) else None)
+
+
+def _lives(shop: Shop, dates: Sequence[dt.date]) -> ir.Table:
+    """Return each customer's stage and what it is judged by, at the end of each date.
+
+    Local, one row per customer with a purchase up to the last date; stage_0, purchases_0, ... of
+    the first date, and so on; the stage is null before the first purchase.
+    """
+    import ibis
+
+    for date in dates:
+        _check_date(shop, date)
+    days = purchase_days(shop, as_of=max(dates))
+    own = {"group_by": "customer_id", "order_by": "purchased_on"}
+    days = days.select(
+        "customer_id",
+        "purchased_on",
+        before=days.purchased_on.lag().over(**own),
+        first=days.purchased_on.first().over(**own),
+        number=ibis.row_number().over(**own) + 1,
+    )
+    gap = days.purchased_on.delta(days.before, unit="day").cast("float64")
+    seen = [(n, days.purchased_on <= ibis.literal(date)) for n, date in enumerate(dates)]
+    # Not median(where=...), which ibis writes for Spark so that it is no SQL.
+    pooled = days.aggregate(
+        **{f"pooled_{n}": one.ifelse(gap, ibis.null("float64")).median() for n, one in seen}
+    )
+    each = days.group_by("customer_id").aggregate(
+        begin=days.purchased_on.min(),
+        **{f"end_{n}": days.purchased_on.max(where=one) for n, one in seen},
+        **{f"gaps_{n}": one.sum() - 1 for n, one in seen},
+    )
+    spans = {n: each[f"end_{n}"].delta(each.begin, unit="day").cast("float64") for n, _ in seen}
+    # A single purchase has no gap: 0 / null.
+    shops = each.aggregate(
+        **{f"gap_{n}": (spans[n] / each[f"gaps_{n}"].nullif(0)).median() for n, _ in seen}
+    )
+    rows = days.cross_join(shops).cross_join(pooled)
+    own = rows.before.delta(rows.first, unit="day").cast("float64")
+    silence = rows.purchased_on.delta(rows.before, unit="day").cast("float64")
+    found: dict[str, Any] = {"first": rows.purchased_on.min()}
+    for place, date in enumerate(dates):
+        seen = rows.purchased_on <= ibis.literal(date)
+        # The rhythm before the silence; number counts from 1, so there were number - 2 gaps.
+        usual = SHOP_GAPS * rows[f"gap_{place}"] + own
+        returned = silence * (SHOP_GAPS + rows.number - 2) > shop.policy.lost_after_gaps * usual
+        found |= {
+            f"purchases_{place}": rows.count(where=seen),
+            f"last_{place}": rows.purchased_on.max(where=seen),
+            f"returned_{place}": rows.number.max(where=seen & returned),
+            f"returned_on_{place}": rows.purchased_on.max(where=seen & returned),
+            f"shop_gap_{place}": rows[f"gap_{place}"].max(),
+            f"pooled_{place}": rows[f"pooled_{place}"].max(),
+        }
+    lives = shop.landed(rows.group_by("customer_id").aggregate(**found), "lives")
+    names = [f"pooled_{place}" for place in range(len(dates))]
+    known = lives.aggregate(begin=lives["first"].min(), **{n: lives[n].max() for n in names})
+    [known] = known.to_pyarrow().to_pylist()
+    members = _joined_since(shop, known["begin"])
+    joined = ibis.literal(False) if members is None else lives.customer_id.isin(members.customer_id)
+    lives = lives.mutate(joined=joined)
+    for place, date in enumerate(dates):
+        until = known["begin"] + dt.timedelta(_burn_in(known[names[place]]))
+        lives = _with_stage(shop, lives, place, date, until)
+    return lives
+
+
+def _with_stage(
+    shop: Shop, lives: ir.Table, place: int, date: dt.date, burnt_in: dt.date
+) -> ir.Table:
+    """Add the stage at a date; who was first seen before `burnt_in` may be older than the log."""
+    import ibis
+
+    purchases, last = lives[f"purchases_{place}"], lives[f"last_{place}"]
+    at = ibis.literal(date)
+    own = last.delta(lives["first"], unit="day").cast("float64")
+    # A shop where nobody came back has no rhythm; then nobody is late.
+    shops = lives[f"shop_gap_{place}"].fill_null(math.inf)
+    usual = (SHOP_GAPS * shops + own) / (SHOP_GAPS + purchases - 1)
+    silent = at.delta(last, unit="day")
+    back = at.delta(lives[f"returned_on_{place}"], unit="day")
+    since = purchases - lives[f"returned_{place}"] + 1
+    older = (lives["first"] < ibis.literal(burnt_in)) & ~lives.joined
+    stage = ibis.cases(
+        (purchases == 0, ibis.null("string")),
+        (silent > shop.policy.lost_after_gaps * usual, "lost"),
+        ((since < PURCHASES_BACK) & (back <= GAPS_BACK * usual), "reactivated"),
+        (silent > shop.policy.declining_after_gaps * usual, "declining"),
+        ((purchases == 1) & ~older, "new"),
+        (purchases < shop.policy.mature_purchases, "developing"),
+        else_="mature",
+    )
+    return lives.mutate(
+        **{f"stage_{place}": stage, f"usual_gap_{place}": usual, f"silent_{place}": silent}
+    )

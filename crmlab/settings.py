@@ -50,6 +50,9 @@ class Policy:
     not_goods: tuple[str, ...] = ()
     privacy_k: int = 10
     stale_after_days: int = 7
+    declining_after_gaps: int = 2
+    lost_after_gaps: int = 4
+    mature_purchases: int = 5
 
 
 CHOICES = {
@@ -142,7 +145,14 @@ def _settings(path: Path, settings: dict[str, Any]) -> ShopSettings:
     for key, allowed in CHOICES.items():
         if policy.get(key, allowed[0]) not in allowed:
             raise DataError(f"{path}: [policy] {key} is {policy[key]!r}; use one of {allowed}.")
-    for key, least in {"privacy_k": 1, "stale_after_days": 0}.items():
+    gaps = policy.get("declining_after_gaps", 2)
+    for key, least in {
+        "privacy_k": 1,
+        "stale_after_days": 0,
+        "declining_after_gaps": 1,
+        "lost_after_gaps": gaps + 1,
+        "mature_purchases": 3,
+    }.items():
         if policy.get(key, least) < least:
             raise DataError(f"{path}: [policy] {key} is {policy[key]}; it must be {least} or more.")
     policy["not_goods"] = tuple(str(product) for product in policy.get("not_goods", ()))

@@ -268,6 +268,11 @@ def test_times_are_the_shops_wall_clock_on_both_clock_change_days(pair):
             assert dt.datetime.fromisoformat(wall) in seen, (shop.table, wall)
 
 
+def test_the_stages_are_the_same(pair):
+    one, other = (customers.stages(shop, as_of="2023-12-31") for shop in pair())
+    assert_same(one, other)
+
+
 def test_the_log_ends_on_the_same_day(pair):
     one, other = pair()
     assert one.last_complete_day() == other.last_complete_day()
