@@ -1,0 +1,139 @@
+"""Cohorts: customers by the month in which they were first seen, and what they did next."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crmlab import customers, results, tables
+
+if TYPE_CHECKING:
+    import ibis.expr.types as ir
+    import pandas as pd
+
+    from crmlab.sources import Shop
+
+# Days within which a second purchase makes a new customer an active one.
+WITHIN = (3, 7, 30, 90)
+
+
+@dataclass(frozen=True, eq=False)
+class Cohorts:
+    """A share for each cohort, as a table.
+
+    `table` has one row per cohort: cohort, its first month; customers; and shares between 0 and 1,
+    missing where the log does not reach that far. `left_out` counts the customers of no cohort:
+    they may be older than the log, or came in a month that is cut short.
+    """
+
+    title: str
+    as_of: dt.date
+    table: pd.DataFrame
+    left_out: int
+    numbers: results.Numbers
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the table."""
+        return self.table.copy()
+
+    def _repr_html_(self) -> str:
+        shares = [name for name in self.table.columns if name not in ("cohort", "customers")]
+        formats = {"customers": self.numbers.number, **dict.fromkeys(shares, self.numbers.percent)}
+        return results.html_table(self.table, title=self.title, formats=formats)
+
+
+def activation(shop: Shop, *, as_of: str | dt.date, within: Sequence[int] = WITHIN) -> Cohorts:
+    """Tell how many new customers bought a second time within so many days of the first.
+
+    Returns
+    -------
+    Cohorts with a column `within 3 days` and so on: the share among those of the cohort who have
+    been seen for so long; missing where none has
+
+    Raises
+    ------
+    DataError as `customers.summary` does; UsageError for a number of days below 1
+    """
+    day = tables.day(as_of)
+    if not within or min(within) < 1:
+        raise tables.UsageError(f"within = {tuple(within)} must be numbers of days, 1 or more.")
+    rows, left_out = _newcomers(shop, day)
+    waited = rows.second.delta(rows.first_purchase, unit="day")
+    found = {"customers": rows.count()}
+    for days in within:
+        seen = rows["T"] >= days
+        found[f"seen {days}"] = rows.count(where=seen)
+        found[f"back {days}"] = rows.count(where=seen & (waited <= days))
+    table = rows.group_by("cohort").aggregate(**found).order_by("cohort").to_pandas()
+    for days in within:
+        seen, back = table.pop(f"seen {days}"), table.pop(f"back {days}")
+        table[f"within {days} days"] = back / seen.where(seen > 0)
+    return Cohorts("Second purchases of new customers", day, table, left_out, shop.numbers)
+
+
+def _newcomers(shop: Shop, day: dt.date) -> tuple[ir.Table, int]:
+    """Return the customers who are surely new in the log, one local row each; and how many not.
+
+    Columns of `customers.summary`, and `second`, the day of the second purchase or null; `cohort`,
+    the month of the first as 2024-01.
+    """
+    summary = customers.summary(shop, as_of=day)
+    start = customers.log_start(shop, summary, as_of=day)
+    days = customers.purchase_days(shop, as_of=day)
+    earlier = days.purchased_on.lag().over(group_by="customer_id", order_by="purchased_on")
+    earliest = days.purchased_on.min().over(group_by="customer_id")
+    days = days.select("customer_id", "purchased_on", earlier=earlier, earliest=earliest)
+    seconds = days.filter(days.earlier == days.earliest)
+    seconds = shop.landed(seconds.select("customer_id", second="purchased_on"), "seconds")
+    rows = summary.anti_join(start.older, "customer_id").left_join(seconds, "customer_id")
+    rows = rows.drop("customer_id_right")
+    return rows.mutate(cohort=rows.first_purchase.strftime("%Y-%m")), start.maybe_older
+
+
+def retention(shop: Shop, *, as_of: str | dt.date) -> Cohorts:
+    """Tell which share of each month's new customers bought again in each month after it.
+
+    Returns
+    -------
+    Cohorts with columns 1, 2, 3, ...: months after that of the first purchase. Only whole months
+    count: the one that `as_of` cuts short is left out, and the first cohort is that of the first
+    whole month after which nobody may be older than the log.
+
+    Raises
+    ------
+    DataError as `customers.summary` does
+    """
+    import pandas as pd
+
+    day = tables.day(as_of)
+    summary = customers.summary(shop, as_of=day)
+    start = customers.log_start(shop, summary, as_of=day)
+    burnt_in = start.starts_on + dt.timedelta(start.burn_in_days)
+    begin = burnt_in if burnt_in.day == 1 else (burnt_in.replace(day=1) + dt.timedelta(32))
+    first = 12 * begin.year + begin.month
+    end = day + dt.timedelta(1)
+    last = 12 * end.year + end.month - 1
+    days = customers.purchase_days(shop, as_of=day)
+    earliest = days.purchased_on.min().over(group_by="customer_id")
+    days = days.select("customer_id", "purchased_on", earliest=earliest)
+    cohort = 12 * days.earliest.year() + days.earliest.month()
+    month = 12 * days.purchased_on.year() + days.purchased_on.month()
+    counted = days.group_by(cohort=cohort, after=month - cohort).aggregate(
+        customers=days.customer_id.nunique()
+    )
+    counts = counted.to_pandas()
+    counts = counts[(counts.cohort >= first) & (counts.cohort + counts.after <= last)]
+    wide = counts.pivot_table("customers", "cohort", "after", aggfunc="sum", fill_value=0)
+    wide = wide.reindex(columns=range(max(0, last - first) + 1), fill_value=0)
+    table = pd.DataFrame(
+        {"cohort": [f"{(m - 1) // 12}-{(m - 1) % 12 + 1:02d}" for m in wide.index]}
+    )
+    table["customers"] = wide[0].to_numpy(dtype=int)
+    for after in wide.columns[1:]:
+        known = wide.index + after <= last
+        table[after] = (wide[after] / wide[0]).where(known).to_numpy()
+    left_out = int(summary.count().to_pyarrow().as_py()) - int(table["customers"].sum())
+    title = "New customers who bought again, by month after"
+    return Cohorts(title, day, table, left_out, shop.numbers)
