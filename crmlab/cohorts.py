@@ -98,8 +98,8 @@ def retention(shop: Shop, *, as_of: str | dt.date) -> Cohorts:
     Returns
     -------
     Cohorts with columns 1, 2, 3, ...: months after that of the first purchase. Only whole months
-    count: the one that `as_of` cuts short is left out, and the first cohort is that of the first
-    whole month after which nobody may be older than the log.
+    count: the one that `as_of` cuts short is left out, and so are those up to the last in which
+    somebody was first seen who may be older than the log.
 
     Raises
     ------
@@ -110,8 +110,9 @@ def retention(shop: Shop, *, as_of: str | dt.date) -> Cohorts:
     day = tables.day(as_of)
     summary = customers.summary(shop, as_of=day)
     start = customers.log_start(shop, summary, as_of=day)
-    burnt_in = start.starts_on + dt.timedelta(start.burn_in_days)
-    begin = burnt_in if burnt_in.day == 1 else (burnt_in.replace(day=1) + dt.timedelta(32))
+    older = summary.semi_join(start.older, "customer_id").first_purchase.max()
+    seen = older.to_pyarrow().as_py()
+    begin = seen.replace(day=1) + dt.timedelta(32) if seen else start.starts_on
     first = 12 * begin.year + begin.month
     end = day + dt.timedelta(1)
     last = 12 * end.year + end.month - 1
