@@ -14,7 +14,7 @@ import cronsim
 import pytest
 
 from crmlab import reports
-from crmlab.reports import cron, index, ledger
+from crmlab.reports import cron, index, ledger, publishing
 from crmlab.tables import DataError, UsageError
 from tests.conftest import need
 from tests.projects import front_page, go, goes, last_manifest, site, write_notebook
@@ -421,6 +421,24 @@ def test_word_is_sent_when_a_page_fails_and_when_it_is_well_again(project, inbox
     assert "Running the notebook failed in the section “A part”: ValueError." in told[0]
     assert "Anna" not in told[0]
     assert "is well again" in told[1]
+
+
+def test_word_is_sent_of_a_run_that_was_killed_once_it_is_not_taken_up_again(
+    project, inbox, monkeypatch
+):
+    address, received = inbox
+    monkeypatch.setenv("CRMLAB_NOTIFY", address)
+    scheduled(project, 'notify = ["${CRMLAB_NOTIFY}"]\n', schedule="0 0 1 1 *")
+    goes(project, slot="2024-01-20")
+    [run] = reports.due(project)
+    killed = run.manifest | {"state": "running", "pid": 1, "born": 0.0}
+    publishing.record(project, killed | {"attempt": 2})
+    assert [result.state for result in reports.run_due(project)] == ["published"]
+    assert received == []
+    publishing.record(project, killed | {"attempt": 3})
+    assert list(reports.run_due(project)) == []
+    assert len(received) == 1
+    assert "It was killed before its end" in received[0]["message"]
 
 
 def test_no_word_is_sent_of_a_try_by_hand(project, inbox, monkeypatch):

@@ -82,13 +82,15 @@ def _retire(home: Path, newest: Manifest, keep: int) -> None:
             shutil.rmtree(home / "reports" / "private" / folder, ignore_errors=True)
 
 
-def recover(home: Path, key: str = "") -> None:
+def recover(home: Path, key: str = "") -> list[Manifest]:
     """Take up what killed processes left: finish publishing, record the failure, clear away.
 
     Of one page with a `key`, which the caller has locked; else of all that nobody has locked.
+    Returns the runs that failed.
     """
     from filelock import FileLock, Timeout
 
+    failed = []
     for run in ledger.entries(home, key):
         if not run.get("killed"):
             continue
@@ -96,16 +98,19 @@ def recover(home: Path, key: str = "") -> None:
         try:
             if not key:
                 lock.acquire()
-            _take_up(home, run)
+            if _take_up(home, run):
+                failed.append(run)
         except Timeout:
             continue
         except (OSError, ledger.LedgerError) as error:
             log.warning(f"The killed run of '{run['key']}' could not be cleared away: {error}")
         finally:
             lock.release()
+    return failed
 
 
-def _take_up(home: Path, run: Manifest) -> None:
+def _take_up(home: Path, run: Manifest) -> bool:
+    """Finish or record a run whose process is gone; tell whether it failed."""
     folder = _folder(home, run)
     kill(folder)
     if re.fullmatch(r"crmlab-run-\w+", Path(run.get("scratch", "")).name):
@@ -117,10 +122,12 @@ def _take_up(home: Path, run: Manifest) -> None:
         written = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     if written.get("state") == "publishing" and (folder / PAGE).is_file():
         publish(home, written, keep=written["keep"])
-    elif written.get("state") == "published":
+        return False
+    if written.get("state") == "published":
         ledger.record(home, written)
-    else:
-        record(home, {**run, "code": 1, "details": run["failure"]})
+        return False
+    record(home, run | {"code": 1, "details": run["failure"]})
+    return True
 
 
 def scratch_place() -> str:

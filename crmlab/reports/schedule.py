@@ -220,7 +220,11 @@ def run_due(
     make_folder(folder, 0o700)
     try:
         with FileLock(folder / "run-due.lock", timeout=0):
-            publishing.recover(home)
+            known = config.read(home)[0]
+            for row in publishing.recover(home):
+                report = known.get(row["report"])
+                if report and not _is_due(row, report):
+                    publishing.show(home, report, row)
             # What falls due while the others run is run too; a page that another process makes
             # is left to it.
             ended: set[str] = set()
