@@ -1,4 +1,4 @@
-"""The customers: one row each, as of a date."""
+"""The customers: in which stage of life each is, and how their stock changes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crmlab import results, tables
+from crmlab import purchases, results, tables
+from crmlab.purchases import LogStart, log_start, purchase_days, summary
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -16,176 +17,17 @@ if TYPE_CHECKING:
 
     from crmlab.sources import Shop
 
-
-def purchase_days(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
-    """Return one row per customer and calendar day with a purchase, up to and with `as_of`.
-
-    Columns `customer_id`, `purchased_on`, `amount` (the day's net amount). A day that nets to
-    less than nothing is no purchase; one that nets to zero is only if the shop's policy
-    `zero_value_purchases` is "count". Anonymous sales have no customer and are left out, and
-    so are the products that the shop's policy calls `not_goods`.
-    """
-    import ibis
-
-    rows = shop.table("transactions")
-    rows = rows.filter(
-        rows.customer_id.notnull(), rows.purchased_on <= ibis.literal(tables.day(as_of))
-    )
-    if shop.policy.not_goods and "product_id" in rows.columns:
-        rows = rows.filter(~rows.product_id.isin(shop.policy.not_goods).fill_null(False))
-    days = rows.group_by("customer_id", "purchased_on").aggregate(amount=rows.amount.sum())
-    if shop.policy.zero_value_purchases == "count":
-        return days.filter(days.amount >= 0)
-    return days.filter(days.amount > 0)
-
-
-def summary(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
-    """Summarise each customer's purchases as of the end of a day.
-
-    Returns
-    -------
-    local ibis table, computed once in the shop's engine, one row per customer with a purchase up
-    to `as_of`:
-    customer_id; frequency, purchase days after the first; recency, days from the first purchase
-    to the last; T, days from the first purchase to `as_of`; monetary_value, mean net amount of
-    the repeat purchase days, null at frequency 0; first_purchase, last_purchase.
-
-    Raises
-    ------
-    DataError if nobody had bought anything by `as_of`, or the log ends more than the policy's
-    `stale_after_days` before it
-
-    Notes
-    -----
-    The definitions of Fader, Hardie and Lee (2005), Marketing Science 24, and for the value
-    Fader and Hardie (2013), note 025, in whole days.
-    """
-    rows = shop.landed(_summary(shop, tables.day(as_of)), "summary")
-    if rows.count().to_pyarrow().as_py() == 0:
-        raise tables.DataError(
-            f"No customer of shop '{shop.id}' has bought anything by {tables.day(as_of)}: all "
-            "lines up to then are returns, of no value, of no customer, or no goods."
-        )
-    return rows
-
-
-def _check_date(shop: Shop, last_day: dt.date) -> None:
-    """Raise `DataError` for a day before the log or long after it."""
-    first_sale, last_sale = shop.check("transactions").first, shop.check("transactions").last
-    if last_sale and (last_day - last_sale).days > shop.policy.stale_after_days:
-        raise tables.DataError(
-            f"as_of {last_day} is after the last purchase of shop '{shop.id}' ({last_sale}): the "
-            "days between would count as if nobody had bought. Choose a date of the log."
-        )
-    if first_sale is None or first_sale > last_day:
-        raise tables.DataError(
-            f"as_of {last_day} is before the first purchase of shop '{shop.id}' ({first_sale}). "
-            "Choose a later date."
-        )
-
-
-def _summary(shop: Shop, last_day: dt.date) -> ir.Table:
-    """Return the summary as an expression on the shop's engine."""
-    import ibis
-
-    _check_date(shop, last_day)
-    days = purchase_days(shop, as_of=last_day)
-    each = days.group_by("customer_id").aggregate(
-        frequency=days.count() - 1,
-        first_purchase=days.purchased_on.min(),
-        last_purchase=days.purchased_on.max(),
-        total=days.amount.sum().cast("float64"),
-        first_amount=days.amount.argmin(days.purchased_on).cast("float64"),
-    )
-    return each.select(
-        "customer_id",
-        "frequency",
-        recency=each.last_purchase.delta(each.first_purchase, unit="day"),
-        T=ibis.literal(last_day).delta(each.first_purchase, unit="day"),
-        monetary_value=(each.total - each.first_amount) / each.frequency.nullif(0),
-        first_purchase=each.first_purchase,
-        last_purchase=each.last_purchase,
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class LogStart:
-    """How many customers may be older than the log: first seen soon after it began.
-
-    `burn_in_days` is twice the median gap between purchase days, at least 60. `older` holds their
-    `customer_id`, as a local ibis table.
-    """
-
-    starts_on: dt.date
-    burn_in_days: int
-    customers: int
-    maybe_older: int
-    numbers: results.Numbers
-    older: ir.Table
-
-    @property
-    def share(self) -> float:
-        """Share of the customers who may be older than the log."""
-        return self.maybe_older / self.customers
-
-    @property
-    def cut_off(self) -> bool:
-        """Whether so many may be older that the log is a piece cut out of a longer history."""
-        return self.share > 0.2
-
-    @property
-    def caution(self) -> str:
-        """One sentence for the page where the history is cut off, else nothing."""
-        if not self.cut_off:
-            return ""
-        return (
-            f"The history is cut off: {self.numbers.percent(self.share, 0)} of the customers are "
-            f"first seen within {self.burn_in_days} days of the log's start and may have bought "
-            "before it. What is said of their rhythm and of new customers is approximate."
-        )
-
-
-def log_start(shop: Shop, summary: ir.Table, *, as_of: str | dt.date) -> LogStart:
-    """Count the customers who may be older than the log.
-
-    Those first seen within the burn-in, unless `joined_on` says that they joined since the log
-    began. Other customers are new when they are first seen.
-
-    Parameters
-    ----------
-    summary : local ibis table as `customers.summary` gives it for the same shop and `as_of`
-    """
-    import ibis
-
-    days = purchase_days(shop, as_of=as_of)
-    before = days.purchased_on.lag().over(group_by="customer_id", order_by="purchased_on")
-    gaps = days.select(gap=days.purchased_on.delta(before, unit="day"))
-    median = gaps.gap.cast("float64").median().to_pyarrow().as_py()
-    burn_in = _burn_in(median)
-    first = summary.first_purchase.min().to_pyarrow().as_py()
-    early = summary.filter(summary.first_purchase < ibis.literal(first + dt.timedelta(burn_in)))
-    if (members := _joined_since(shop, first)) is not None:
-        early = early.anti_join(members, "customer_id")
-    in_all, maybe_older = (int(rows.count().to_pyarrow().as_py()) for rows in (summary, early))
-    older = early.select("customer_id")
-    return LogStart(first, burn_in, in_all, maybe_older, shop.numbers, older)
-
-
-def _burn_in(gap: float | None) -> int:
-    """Return how many days after the log's start a customer may be older than it."""
-    return max(60, math.ceil(2 * (gap or 0)))
-
-
-def _joined_since(shop: Shop, first: dt.date) -> ir.Table | None:
-    """Return the `customer_id` of those who joined since the log began, if the shop knows."""
-    import ibis
-
-    if not (shop.has("customers") and "joined_on" in shop.table("customers").columns):
-        return None
-    members = shop.table("customers")
-    members = members.filter(members.joined_on >= ibis.literal(first)).select("customer_id")
-    return shop.landed(members, "members")
-
+__all__ = [
+    "Flows",
+    "LogStart",
+    "LostCheck",
+    "flows",
+    "log_start",
+    "lost_check",
+    "purchase_days",
+    "stages",
+    "summary",
+]
 
 # The life stages, in the order of a customer's life.
 STAGES = ("new", "developing", "mature", "declining", "lost", "reactivated")
@@ -252,6 +94,28 @@ class Flows:
         """Return the moves as a matrix: a row per stage before, a column per stage now."""
         wide = self.moves.pivot_table("customers", "before", "now", aggfunc="sum", fill_value=0)
         return wide.reindex(index=[NOT_YET, *STAGES], columns=list(STAGES), fill_value=0)
+
+    @property
+    def bridge(self) -> pd.DataFrame:
+        """How the stock of customers who are not lost went from the one day to the other.
+
+        Rows `what`, `customers`: before + new + came back - became lost = now. Each is a sum over
+        stages, so that unlike the matrix it can go on a manager's page.
+        """
+        import pandas as pd
+
+        moves = self.moves
+        was_active = ~moves["before"].isin([NOT_YET, "lost"])
+        is_active = moves["now"] != "lost"
+        steps = {
+            "before": was_active,
+            "new": (moves["before"] == NOT_YET) & is_active,
+            "came back": (moves["before"] == "lost") & is_active,
+            "became lost": was_active & ~is_active,
+            "now": is_active,
+        }
+        rows = [(what, int(moves.loc[chosen, "customers"].sum())) for what, chosen in steps.items()]
+        return pd.DataFrame(rows, columns=["what", "customers"])
 
     def _repr_html_(self) -> str:
         title = f"Customers by stage before ({self.start}) and now ({self.end})"
@@ -352,7 +216,7 @@ def _lives(shop: Shop, dates: Sequence[dt.date]) -> ir.Table:
     import ibis
 
     for date in dates:
-        _check_date(shop, date)
+        purchases.check_date(shop, date)
     days = purchase_days(shop, as_of=max(dates))
     own = {"group_by": "customer_id", "order_by": "purchased_on"}
     days = days.select(
@@ -399,11 +263,11 @@ def _lives(shop: Shop, dates: Sequence[dt.date]) -> ir.Table:
     names = [f"pooled_{place}" for place in range(len(dates))]
     known = lives.aggregate(begin=lives["first"].min(), **{n: lives[n].max() for n in names})
     [known] = known.to_pyarrow().to_pylist()
-    members = _joined_since(shop, known["begin"])
+    members = purchases.joined_since(shop, known["begin"])
     joined = ibis.literal(False) if members is None else lives.customer_id.isin(members.customer_id)
     lives = lives.mutate(joined=joined)
     for place, date in enumerate(dates):
-        until = known["begin"] + dt.timedelta(_burn_in(known[names[place]]))
+        until = known["begin"] + dt.timedelta(purchases.burn_in_days_of(known[names[place]]))
         lives = _with_stage(shop, lives, place, date, until)
     return lives
 
@@ -414,23 +278,23 @@ def _with_stage(
     """Add the stage at a date; who was first seen before `burnt_in` may be older than the log."""
     import ibis
 
-    purchases, last = lives[f"purchases_{place}"], lives[f"last_{place}"]
+    bought, last = lives[f"purchases_{place}"], lives[f"last_{place}"]
     at = ibis.literal(date)
     own = last.delta(lives["first"], unit="day").cast("float64")
     # A shop where nobody came back has no rhythm; then nobody is late.
     shops = lives[f"shop_gap_{place}"].fill_null(math.inf)
-    usual = (SHOP_GAPS * shops + own) / (SHOP_GAPS + purchases - 1)
+    usual = (SHOP_GAPS * shops + own) / (SHOP_GAPS + bought - 1)
     silent = at.delta(last, unit="day")
     back = at.delta(lives[f"returned_on_{place}"], unit="day")
-    since = purchases - lives[f"returned_{place}"] + 1
+    since = bought - lives[f"returned_{place}"] + 1
     older = (lives["first"] < ibis.literal(burnt_in)) & ~lives.joined
     stage = ibis.cases(
-        (purchases == 0, ibis.null("string")),
+        (bought == 0, ibis.null("string")),
         (silent > shop.policy.lost_after_gaps * usual, "lost"),
         ((since < PURCHASES_BACK) & (back <= GAPS_BACK * usual), "reactivated"),
         (silent > shop.policy.declining_after_gaps * usual, "declining"),
-        ((purchases == 1) & ~older, "new"),
-        (purchases < shop.policy.mature_purchases, "developing"),
+        ((bought == 1) & ~older, "new"),
+        (bought < shop.policy.mature_purchases, "developing"),
         else_="mature",
     )
     return lives.mutate(

@@ -179,6 +179,13 @@ def test_stock_and_moves_add_up(make_shop, seed):
     new = sum(start < bought[0] <= end for bought in lives.values())
     assert matrix.loc[customers.NOT_YET].sum() == new > 0
     assert (stock["now"] - stock["before"] == stock["change"]).all()
+    steps = flows.bridge.set_index("what")["customers"]
+    assert steps["before"] == stock["before"].drop("lost").sum()
+    assert steps["now"] == stock["now"].drop("lost").sum()
+    assert (
+        steps["before"] + steps["new"] + steps["came back"] - steps["became lost"] == steps["now"]
+    )
+    assert min(steps) > 0
     assert flows._repr_html_().count("<tr") == 8
     with pytest.raises(DataError, match="must lie before"):
         customers.flows(shop, start=end, end=start)
