@@ -344,7 +344,8 @@ def test_a_ledger_held_by_another_process_is_waited_for_then_left_alone(project,
 def test_a_damaged_ledger_is_made_anew_from_the_records_of_the_runs(project, damage):
     scheduled(project)
     now = at("2024-01-20T07:00")
-    list(reports.run_all(reports.due(project, now), progress=False))
+    [run] = reports.due(project, now)
+    list(reports.run_all([run], progress=False))
     goes(project, parameters={"level": 4})
     before, pages, file = ledger.entries(project), site(project), ledger.path(project)
     whole = file.read_bytes()
@@ -363,6 +364,7 @@ def test_a_damaged_ledger_is_made_anew_from_the_records_of_the_runs(project, dam
     marks = [row.pop("mark", None) for row in before]
     assert marks[0] and ledger.entries(project) == before
     assert reports.due(project, now) == [], "a slot that has its page gets no second one"
+    assert "mark" in ledger.entries(project, run.manifest["key"])[0], "and is not looked up again"
     assert site(project) == pages
     goes(project)
     kept = list(file.parent.glob("runs.sqlite.damaged-*"))

@@ -153,7 +153,7 @@ def enter(
 ) -> list[Manifest]:
     """Enter runs that wait, all or none, in place of the rows `instead`; return all their rows.
 
-    Another row that is there already stays as it is.
+    Another row that is there already stays as it is, but for the mark that it was looked up.
     """
     rows = [_row(manifest) for manifest in waiting]
 
@@ -163,7 +163,12 @@ def enter(
         )
         db.executemany(PUT.replace("replace", "ignore"), rows)
         query = "select manifest from runs where key = :key and slot = :moment"
-        return [json.loads(db.execute(query, row).fetchone()[0]) for row in rows]
+        entered = [json.loads(db.execute(query, row).fetchone()[0]) for row in rows]
+        for manifest, row in zip(waiting, entered, strict=True):
+            if "mark" in manifest and "mark" not in row:
+                row["mark"] = manifest["mark"]
+                db.execute(PUT, _row(row))
+        return entered
 
     return _transact(home, work)
 
