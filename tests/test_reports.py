@@ -328,10 +328,12 @@ def test_no_parameter_holds_a_secret_and_a_longer_secret_hides_none(project, mon
         go(project, parameters={"word": "abcdef"})
 
 
-@pytest.mark.parametrize("shown", ["Anna Schmidt", "id=card-00017", "[card-00017]", "card-00017/x"])
+@pytest.mark.parametrize(
+    "shown", ["Anna Schmidt", "id=card-00017", "[card-00017]", "card-00017/x", "(+380501)"]
+)
 def test_a_page_that_names_a_customer_is_refused(project, shown):
     log = project / "data" / "small" / "transactions.csv"
-    log.write_text(log.read_text() + "Anna Schmidt,2024-01-04,3\n")
+    log.write_text(log.read_text() + "Anna Schmidt,2024-01-04,3\n(+380501),2024-01-04,3\n")
     goes(project)
     write_notebook(project, f"from IPython.display import HTML\nHTML({f'<p>{shown}</p>'!r})")
     result = go(project)

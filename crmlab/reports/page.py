@@ -164,7 +164,8 @@ def check(html: str) -> None:
 def phrases(html: str, *, longer_than: int, words: int = 6) -> set[str]:
     """Return what stands on a page in up to so many words on end, if it has more characters.
 
-    Of its text and the alternative texts of its pictures, on one line and between word boundaries.
+    Of its text and the alternative texts of its pictures, on one line and between word boundaries;
+    with all, some or none of the signs before and after it, as in (+49).
     """
     from bs4 import BeautifulSoup
 
@@ -176,9 +177,12 @@ def phrases(html: str, *, longer_than: int, words: int = 6) -> set[str]:
     texts = [soup.get_text("\n"), *(str(tag["aria-label"]) for tag in soup.find_all(role="img"))]
     found = set()
     for line in "\n".join(texts).splitlines():
-        spans = [match.span() for match in re.finditer(r"\w+", line)]
-        for number, (begin, _) in enumerate(spans):
-            found |= {line[begin:end] for _, end in spans[number : number + words]}
+        matches = list(re.finditer(r"([^\w\s]*)\w+(?=([^\w\s]*))", line))
+        for number, first in enumerate(matches):
+            begins = range(first.start(), first.end(1) + 1)
+            for last in matches[number : number + words]:
+                ends = range(last.end(), last.end(2) + 1)
+                found |= {line[begin:end] for begin in begins for end in ends}
     return {phrase for phrase in found if len(phrase) > longer_than}
 
 
