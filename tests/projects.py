@@ -71,4 +71,6 @@ def last_manifest(project):
 
 
 def front_page(project):
-    return re.sub(r"\d\d:\d\d UTC", "", site(project)["index.html"].decode())
+    """Return the front page without the moments on it: one was made a minute after another."""
+    text = site(project)["index.html"].decode()
+    return re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(\+00:00| UTC)", "", text)
