@@ -3,100 +3,20 @@
 from __future__ import annotations
 
 import calendar
-import re
-from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from crmlab import results
+from crmlab import drawing
+from crmlab.drawing import ACTUAL, MODEL, MUTED, STYLE, Chart
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
 
+    from crmlab import results
     from crmlab.clv import Backtest, PurchaseCounts, Season, Segments, Worth
     from crmlab.histories import Matrix, Path
-
-# Colours are written as variables of the page, with these for where there is no page around.
-INK, MUTED, GRID, PAPER = "#1c2733", "#56616d", "#d9dee4", "#fefefe"
-ACTUAL, MODEL = "#a8480a", "#0b5cad"
-VARIABLES = {
-    INK: "--ink",
-    MUTED: "--muted",
-    GRID: "--line",
-    PAPER: "--card",
-    ACTUAL: "--chart-actual",
-    MODEL: "--chart-model",
-}
-STYLE: dict[Any, Any] = {
-    "font.size": 11,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.facecolor": PAPER,
-    "figure.facecolor": PAPER,
-    "grid.color": GRID,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "svg.fonttype": "none",  # text stays text: it can be read aloud, found and copied
-    "text.parse_math": False,  # a $ is a dollar
-}
-
-
-class Chart(Figure):
-    """A figure that shows itself as SVG, with `alt`, what it says in words."""
-
-    def __init__(self, *, alt: str) -> None:
-        super().__init__(figsize=(5.2, 3.2), layout="constrained")
-        self.alt = alt
-
-    def svg(self) -> str:
-        """Return the chart as SVG without ids of its own, the same for the same numbers."""
-        text = StringIO()
-        with matplotlib.rc_context({**STYLE, "svg.hashsalt": self.alt}):
-            self.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-        svg = text.getvalue()[text.getvalue().index("<svg") :]
-        used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
-        svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", svg)
-        for colour, name in VARIABLES.items():
-            svg = svg.replace(colour, f"var({name}, {colour})")
-        # What is said with every text or to the millionth of a point makes half of a page.
-        svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-        svg = re.sub(r"font-family: [^;\"]+;? ?| transform=\"rotate\(-0 [^)]+\)\"", "", svg)
-        svg = re.sub(r">\s+<", "><", re.sub(r"(\.\d\d)\d+", r"\1", svg))
-        return svg.replace("<svg ", "<svg font-family=\"'DejaVu Sans', Verdana, sans-serif\" ", 1)
-
-    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-        return {"image/svg+xml": self.svg()}, {"image/svg+xml": {"alt": self.alt}}
-
-
-def _draw(title: str, alt: str) -> tuple[Chart, Axes]:
-    chart = Chart(alt=f"{title} {alt}")
-    axes = chart.subplots()
-    axes.set_title(title)
-    return chart, axes
-
-
-def _label(axes: Axes, x: float, y: float, text: str, colour: str, **options: Any) -> None:
-    axes.annotate(
-        text,
-        (x, y),
-        xytext=options.pop("offset", (4, 0)),
-        textcoords="offset points",
-        color=colour,
-        **options,
-    )
 
 
 def tracking(result: Backtest) -> Chart:
@@ -107,7 +27,7 @@ def tracking(result: Backtest) -> Chart:
     last = frame.iloc[-1]
     missed = n.percent(last["expected"] / last["actual"] - 1, signed=True)
     with matplotlib.rc_context(STYLE):
-        chart, axes = _draw(
+        chart, axes = drawing.draw(
             "Did the forecast hold?",
             f"Cumulative repeat purchases by {n.day(last['day'])}: {n.number(last['actual'])} "
             f"made, {n.number(last['expected'])} expected by the model ({missed}). The model "
@@ -121,10 +41,10 @@ def tracking(result: Backtest) -> Chart:
         top = max(last["actual"], last["expected"])
         split = float(date2num(result.split))
         axes.axvline(split, color=MUTED, linewidth=1)
-        _label(axes, split, 0, "forecast from here", MUTED, offset=(5, 6))
-        _days(axes)
+        drawing.label(axes, split, 0, "forecast from here", MUTED, offset=(5, 6))
+        drawing.days(axes)
         axes.set(ylabel="repeat purchases so far", ylim=(0, 1.15 * top))
-        _tick_numbers(axes, n)
+        drawing.tick_numbers(axes, n)
     return chart
 
 
@@ -137,16 +57,16 @@ def calibration(result: Backtest) -> Chart:
         for part, row in enumerate(frame.itertuples(), start=1)
     )
     with matplotlib.rc_context(STYLE):
-        chart, axes = _draw(
+        chart, axes = drawing.draw(
             "Do those who are expected to buy do so?",
             f"Purchases per customer, customers in order of their forecast. {told}."
             if told
             else "Too few customers, or one who makes half of the purchases, to say so.",
         )
-        _pairs(axes, frame)
+        drawing.pairs(axes, frame)
         axes.set_xticks(range(1, len(frame) + 1))
         axes.set(xlabel="customers by forecast, lowest tenth first", ylabel="purchases each")
-        _tick_numbers(axes, n, frame)
+        drawing.tick_numbers(axes, n, frame)
     return chart
 
 
@@ -161,11 +81,12 @@ def tracking_weekly(result: Backtest) -> Chart:
     after = each[frame["day"].iloc[1:] > result.split]
     title = "Which weeks were better than expected?"
     if len(each) < 2:
+        few = "Too few weeks in which enough customers came back to say so."
         with matplotlib.rc_context(STYLE):
-            return _draw(title, "Too few weeks in which enough customers came back to say so.")[0]
+            return drawing.draw(title, few)[0]
     low, high = (each["actual"] / each["expected"]).quantile([0.1, 0.9])
     with matplotlib.rc_context(STYLE):
-        chart, axes = _draw(
+        chart, axes = drawing.draw(
             title,
             f"Repeat purchases per week. After {n.day(result.split)}: "
             f"{n.number(after['actual'].mean())} a week made, "
@@ -179,11 +100,11 @@ def tracking_weekly(result: Backtest) -> Chart:
         axes.plot(days, each["expected"], color=MODEL, linewidth=2, linestyle=dashes,
                   label="expected")  # fmt: skip
         axes.axvline(float(date2num(result.split)), color=MUTED, linewidth=1)
-        _days(axes)
+        drawing.days(axes)
         top = max(each.max().max(), 1)
         axes.set(ylabel="repeat purchases a week", ylim=(0, 1.25 * top))
         axes.legend(frameon=False, labelcolor=[ACTUAL, MODEL], ncols=2, loc="upper left")
-        _tick_numbers(axes, n)
+        drawing.tick_numbers(axes, n)
     return chart
 
 
@@ -200,14 +121,14 @@ def calibration_by(result: Backtest, what: str) -> Chart:
         for row in frame.itertuples()
     )
     with matplotlib.rc_context(STYLE):
-        chart, axes = _draw(
+        chart, axes = drawing.draw(
             title, f"Purchases per customer by {label}. {told or 'Too few customers to say so'}."
         )
-        _pairs(axes, frame)
+        drawing.pairs(axes, frame)
         names = [row.replace(" or more", "+").replace(" to ", "–") for row in frame["label"]]
         axes.set_xticks(range(1, len(frame) + 1), names)
         axes.set(xlabel=label, ylabel="purchases each")
-        _tick_numbers(axes, n, frame)
+        drawing.tick_numbers(axes, n, frame)
     return chart
 
 
@@ -220,24 +141,15 @@ def purchase_counts(result: PurchaseCounts, numbers: results.Numbers) -> Chart:
         for row in counts.itertuples()
     )
     with matplotlib.rc_context(STYLE):
-        chart, axes = _draw(
+        chart, axes = drawing.draw(
             "Does the model fit what it has seen?", f"Customers by repeat purchases. {told}."
         )
-        _pairs(axes, counts.rename(columns={"customers": "actual"}))
+        drawing.pairs(axes, counts.rename(columns={"customers": "actual"}))
         labels = [label.replace(" or more", "+") for label in counts["label"]]
         axes.set_xticks(range(1, len(counts) + 1), labels)
         axes.set(xlabel="repeat purchases", ylabel="customers")
-        _tick_numbers(axes, numbers)
+        drawing.tick_numbers(axes, numbers)
     return chart
-
-
-def _pairs(axes: Axes, frame: pd.DataFrame) -> None:
-    """Draw what was actual and what was expected side by side."""
-    places = range(1, len(frame) + 1)
-    axes.bar([p - 0.2 for p in places], frame["actual"], 0.4, color=ACTUAL, label="actual")
-    axes.bar([p + 0.2 for p in places], frame["expected"], 0.4, color=MODEL, label="expected")
-    axes.grid(visible=False, axis="x")
-    axes.legend(frameon=False, labelcolor=[ACTUAL, MODEL])
 
 
 def concentration(result: Worth) -> Chart:
@@ -246,7 +158,7 @@ def concentration(result: Worth) -> Chart:
     known = result.top_share == result.top_share
     fifth, share = n.percent(0.2, 0), n.percent(result.top_share, 0)
     with matplotlib.rc_context(STYLE):
-        chart, axes = _draw(
+        chart, axes = drawing.draw(
             "Who brings the value?",
             f"The best {fifth} of the customers bring {share} of the lifetime value; were all "
             f"customers alike, it would be {fifth}."
@@ -265,8 +177,8 @@ def concentration(result: Worth) -> Chart:
             axes.plot([20, 20, 0], [0, top, top], color=ACTUAL, linewidth=1)
             axes.plot([20], [top], "o", color=ACTUAL)
             text = f"{fifth} bring {share}"
-            _label(axes, 20, top, text, ACTUAL, offset=(8, -14), fontweight="bold")
-        _label(axes, 50, 50, "if all were alike", MUTED, offset=(8, -10))
+            drawing.label(axes, 20, top, text, ACTUAL, offset=(8, -14), fontweight="bold")
+        drawing.label(axes, 50, 50, "if all were alike", MUTED, offset=(8, -10))
         axes.set(
             xlabel="customers, best first, %",
             ylabel="share of lifetime value, %",
@@ -284,7 +196,7 @@ def segments(result: Segments) -> Chart:
         for row in frame.itertuples()
     )
     with matplotlib.rc_context(STYLE):
-        chart, axes = _draw(
+        chart, axes = drawing.draw(
             "Whose customers are worth most?",
             f"Lifetime value per customer by {result.by}, with its range. "
             f"{told or 'Too few customers to say so'}.",
@@ -308,7 +220,7 @@ def season(result: Season) -> Chart:
     n, frame = result.numbers, result.months
     percent = 100 * (frame[["index", "low", "high"]] - 1)
     with matplotlib.rc_context(STYLE):
-        chart, axes = _draw("Is there a season?", result.verdict)
+        chart, axes = drawing.draw("Is there a season?", result.verdict)
         axes.axhline(0, color=MUTED, linewidth=1)
         ends = [percent["index"] - percent["low"], percent["high"] - percent["index"]]
         axes.errorbar(frame["month"], percent["index"], yerr=ends, fmt="o", color=MODEL, capsize=3)
@@ -339,7 +251,7 @@ def matrix(result: Matrix, what: str = "p_purchase") -> Chart:
         )
 
     with matplotlib.rc_context(STYLE):
-        chart, axes = _draw(
+        chart, axes = drawing.draw(
             title,
             f"By the model, for customers first seen {n.number(result.T)} days ago: {unit} within "
             f"{n.number(result.horizon_days)} days, from {told(worst)} to {told(best)}.",
@@ -366,7 +278,7 @@ def path(result: Path) -> Chart:
 
     n, frame = result.numbers, result.days
     with matplotlib.rc_context(STYLE):
-        chart, axes = _draw(
+        chart, axes = drawing.draw(
             "Will this customer buy again?",
             f"{n.number(len(result.purchases))} days with a purchase; the chance of another within "
             f"{n.number(result.horizon_days)} days is now "
@@ -374,21 +286,6 @@ def path(result: Path) -> Chart:
         )
         axes.plot(date2num(frame["day"].tolist()), 100 * frame["p_purchase"], color=MODEL)
         axes.vlines(date2num(result.purchases), 0, 4, color=ACTUAL)
-        _days(axes)
+        drawing.days(axes)
         axes.set(ylabel=f"chance within {n.number(result.horizon_days)} days, %", ylim=(0, 102))
     return chart
-
-
-def _days(axes: Axes) -> None:
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-
-    locator = AutoDateLocator(minticks=3, maxticks=6)
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-
-
-def _tick_numbers(axes: Axes, numbers: results.Numbers, pairs: pd.DataFrame | None = None) -> None:
-    """Print the numbers of the y axis as the shop writes them; small ones of pairs in tenths."""
-    some = pairs is not None and len(pairs) and pairs[["actual", "expected"]].to_numpy().max() < 5
-    digits = 1 if some else 0
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: numbers.number(value, digits)))

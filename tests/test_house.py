@@ -28,7 +28,7 @@ HOMES = {
     "papermill": {"reports"},
     "nbconvert": {"reports"},
     "ipywidgets": set(),
-    "matplotlib": {"charts"},
+    "matplotlib": {"drawing", "charts"},
     "click": {"__main__"},
 }
 
