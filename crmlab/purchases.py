@@ -23,6 +23,13 @@ def purchase_days(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
     `zero_value_purchases` is "count". Anonymous sales have no customer and are left out, and
     so are the products that the shop's policy calls `not_goods`.
     """
+    rows = lines(shop, as_of=as_of)
+    days = rows.group_by("customer_id", "purchased_on").aggregate(amount=rows.amount.sum())
+    return days.filter(is_purchase(shop, days))
+
+
+def lines(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
+    """Return the lines of goods that known customers bought or brought back up to a day."""
     import ibis
 
     rows = shop.table("transactions")
@@ -31,10 +38,14 @@ def purchase_days(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
     )
     if shop.policy.not_goods and "product_id" in rows.columns:
         rows = rows.filter(~rows.product_id.isin(shop.policy.not_goods).fill_null(False))
-    days = rows.group_by("customer_id", "purchased_on").aggregate(amount=rows.amount.sum())
+    return rows
+
+
+def is_purchase(shop: Shop, days: ir.Table) -> ir.BooleanValue:
+    """Tell whether the net `amount` of a customer's day makes it a purchase."""
     if shop.policy.zero_value_purchases == "count":
-        return days.filter(days.amount >= 0)
-    return days.filter(days.amount > 0)
+        return days.amount >= 0
+    return days.amount > 0
 
 
 def summary(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
