@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib.ticker import FuncFormatter
 
 from crmlab import drawing
+from crmlab.churn_charts import keeping, risk_by_tenth, risk_over_time
 from crmlab.drawing import ACTUAL, MODEL, MUTED, STYLE, Chart
 
 if TYPE_CHECKING:

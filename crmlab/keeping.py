@@ -28,7 +28,7 @@ class Keeping:
     `curve` has one row per share of the customers, the most profitable first: share, customers,
     profit, low and high, the ends of what `save` and `take_up` leave open; money in shop currency.
     `share` earns most on one half of the customers and `profit` is what the other half says of it,
-    for all; shares from `least` to `most` cannot be told from it. `cells`: what (risk and value),
+    for all, from `profit_low` to `profit_high` with what chance adds to those ends; shares from `least` to `most` cannot be told from it. `cells`: what (risk and value),
     customers, each. `contacts` is a local ibis table, private: customer_id, p_stop,
     value_if_kept, profit.
     """
@@ -156,6 +156,7 @@ def worth_keeping(
     # As planned; as bad as the ranges allow, and as good.
     ends = list(zip((saves[1], saves[0], saves[2]), (takes[1], takes[2], takes[0]), strict=True))
     told = [scale * float(earned(other, *end)[:best].sum()) for end in ends]
+    luck = Z * float(np.sqrt(steps[steps["step"] < best]["variance"].sum()))
     both = steps.groupby("step").sum()
     curve = pd.DataFrame(
         {"share": both["customers"].cumsum() / customers, "customers": both["customers"].cumsum()}
@@ -171,8 +172,8 @@ def worth_keeping(
         least=float(alike.min() / points),
         most=float(alike.max() / points),
         profit=told[0],
-        profit_low=told[1],
-        profit_high=told[2],
+        profit_low=told[1] - luck,
+        profit_high=told[2] + luck,
         cells=_cells(rows, k),
         customers=customers,
         contacts=rows.select("customer_id", "p_stop", "value_if_kept", "profit"),
