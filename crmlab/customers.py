@@ -6,6 +6,7 @@ import datetime as dt
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from crmlab import purchases, results, tables
@@ -64,7 +65,7 @@ def stages(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
     `mature_purchases` or more. Who may be older than the log is not new.
     """
     day = tables.day(as_of)
-    lives = _lives(shop, [day])
+    lives, _ = _lives(shop, [day])
     return lives.select(
         "customer_id",
         stage=lives.stage_0,
@@ -80,14 +81,15 @@ class Flows:
     """The stock of customers by life stage at the end of two days, and the moves between.
 
     `stock` has one row per stage: stage, before, now, change. `moves` has one row per pair: stage
-    before (or "not yet a customer"), stage now, customers. `usual_gap` is the shop's at `end`.
+    before (or "not yet a customer"), stage now, customers. `usual_gap` is the shop's at `end`, None
+    if nobody had bought twice.
     """
 
     start: dt.date
     end: dt.date
     stock: pd.DataFrame
     moves: pd.DataFrame
-    usual_gap: float
+    usual_gap: float | None
     numbers: results.Numbers
 
     def to_frame(self) -> pd.DataFrame:
@@ -136,7 +138,7 @@ def flows(shop: Shop, *, start: str | dt.date, end: str | dt.date) -> Flows:
     before, now = tables.day(start, name="start"), tables.day(end, name="end")
     if before >= now:
         raise tables.DataError(f"start {before} must lie before end {now}.")
-    lives = _lives(shop, [before, now])
+    lives, gaps = _lives(shop, [before, now])
     counted = lives.group_by(before=lives.stage_0.fill_null(NOT_YET), now=lives.stage_1).aggregate(
         customers=lives.count()
     )
@@ -149,8 +151,7 @@ def flows(shop: Shop, *, start: str | dt.date, end: str | dt.date) -> Flows:
     stock["before"] = stock["stage"].map(was).fillna(0).astype(int)
     stock["now"] = stock["stage"].map(is_now).fillna(0).astype(int)
     stock["change"] = stock["now"] - stock["before"]
-    gap = lives.shop_gap_1.max().to_pyarrow().as_py()
-    return Flows(before, now, stock, moves, gap, shop.numbers)
+    return Flows(before, now, stock, moves, gaps[1], shop.numbers)
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def lost_check(shop: Shop, *, as_of: str | dt.date, days: int = 365) -> LostChec
     """
     last = tables.day(as_of)
     then, gaps = last - dt.timedelta(days), shop.policy.lost_after_gaps
-    lives = _lives(shop, [then, last])
+    lives, _ = _lives(shop, [then, last])
     seen = lives.filter(lives.purchases_0 > 0)
     # Lost after n gaps is who was silent for more than n: the whole numbers below the ratio.
     level = (seen.silent_0 / seen.usual_gap_0).ceil().cast("int64") - 1
@@ -207,91 +208,94 @@ def lost_check(shop: Shop, *, as_of: str | dt.date, days: int = 365) -> LostChec
     return LostCheck(then, days, lost, back, gaps, int(min(good.index)) if len(good) else None)
 
 
-def _lives(shop: Shop, dates: Sequence[dt.date]) -> ir.Table:
-    """Return each customer's stage and what it is judged by, at the end of each date.
+def _lives(shop: Shop, dates: Sequence[dt.date]) -> tuple[ir.Table, list[float | None]]:
+    """Return each customer's stage and what it is judged by, and the shop's gap, at each date.
 
     Local, one row per customer with a purchase up to the last date; stage_0, purchases_0, ... of
-    the first date, and so on; the stage is null before the first purchase.
+    the first date, and so on; the stage is null before the first purchase, and the gap None where
+    nobody had bought twice.
+    """
+    for date in dates:
+        purchases.check_date(shop, date)
+    lives = shop.landed(_last_days(shop, dates), "lives")
+    known: dict[str, Any] = {"begin": lives.begin.min()}
+    for place in range(len(dates)):
+        span = lives[f"ago_0_{place}"].delta(lives.begin, unit="day").cast("float64")
+        # A single purchase has no gap: 0 / null.
+        known |= {
+            f"gap_{place}": (span / (lives[f"purchases_{place}"] - 1).nullif(0)).median(),
+            f"pooled_{place}": lives[f"pooled_{place}"].max(),
+        }
+    [found] = lives.aggregate(**known).to_pyarrow().to_pylist()
+    if found["begin"] is None:
+        raise purchases.nobody(shop, max(dates))
+    members = purchases.joined_since(shop, found["begin"])
+    joined = False if members is None else lives.customer_id.isin(members.customer_id)
+    lives = lives.mutate(joined=joined)
+    gaps = [found[f"gap_{place}"] for place in range(len(dates))]
+    for place, (date, gap) in enumerate(zip(dates, gaps, strict=True)):
+        burn_in = purchases.burn_in_days_of(found[f"pooled_{place}"])
+        # A shop where nobody came back has no rhythm; then nobody is late.
+        rhythm = math.inf if gap is None else gap
+        burnt_in = found["begin"] + dt.timedelta(burn_in)
+        lives = _with_stage(shop, lives, place, date, rhythm, burnt_in)
+    return lives, gaps
+
+
+def _last_days(shop: Shop, dates: Sequence[dt.date]) -> ir.Table:
+    """Return, as an expression on the shop's engine, one row per customer.
+
+    begin, the first purchase; for the first date, and so on: purchases_0; ago_0_0, the last
+    purchase, ago_1_0, the one before it, ...: so many that every return that still counts is among
+    them; pooled_0, the median of all gaps of all customers.
     """
     import ibis
 
-    for date in dates:
-        purchases.check_date(shop, date)
     days = purchase_days(shop, as_of=max(dates))
     own = {"group_by": "customer_id", "order_by": "purchased_on"}
     days = days.select(
         "customer_id",
-        "purchased_on",
-        before=days.purchased_on.lag().over(**own),
-        first=days.purchased_on.first().over(**own),
-        number=ibis.row_number().over(**own) + 1,
+        ago_0="purchased_on",
+        **{f"ago_{n}": days.purchased_on.lag(n).over(**own) for n in range(1, PURCHASES_BACK)},
     )
-    gap = days.purchased_on.delta(days.before, unit="day").cast("float64")
-    seen = [(n, days.purchased_on <= ibis.literal(date)) for n, date in enumerate(dates)]
-    # Not median(where=...), which ibis writes for Spark so that it is no SQL.
-    pooled = days.aggregate(
-        **{f"pooled_{n}": one.ifelse(gap, ibis.null("float64")).median() for n, one in seen}
-    )
-    each = days.group_by("customer_id").aggregate(
-        begin=days.purchased_on.min(),
-        **{f"end_{n}": days.purchased_on.max(where=one) for n, one in seen},
-        **{f"gaps_{n}": one.sum() - 1 for n, one in seen},
-    )
-    spans = {n: each[f"end_{n}"].delta(each.begin, unit="day").cast("float64") for n, _ in seen}
-    # A single purchase has no gap: 0 / null.
-    shops = each.aggregate(
-        **{f"gap_{n}": (spans[n] / each[f"gaps_{n}"].nullif(0)).median() for n, _ in seen}
-    )
-    rows = days.cross_join(shops).cross_join(pooled)
-    own = rows.before.delta(rows.first, unit="day").cast("float64")
-    silence = rows.purchased_on.delta(rows.before, unit="day").cast("float64")
-    found: dict[str, Any] = {"first": rows.purchased_on.min()}
+    gap = days.ago_0.delta(days.ago_1, unit="day").cast("float64")
+    found: dict[str, Any] = {"begin": days.ago_0.min()}
+    pooled = {}
     for place, date in enumerate(dates):
-        seen = rows.purchased_on <= ibis.literal(date)
-        # The rhythm before the silence; number counts from 1, so there were number - 2 gaps.
-        usual = SHOP_GAPS * rows[f"gap_{place}"] + own
-        returned = silence * (SHOP_GAPS + rows.number - 2) > shop.policy.lost_after_gaps * usual
-        found |= {
-            f"purchases_{place}": rows.count(where=seen),
-            f"last_{place}": rows.purchased_on.max(where=seen),
-            f"returned_{place}": rows.number.max(where=seen & returned),
-            f"returned_on_{place}": rows.purchased_on.max(where=seen & returned),
-            f"shop_gap_{place}": rows[f"gap_{place}"].max(),
-            f"pooled_{place}": rows[f"pooled_{place}"].max(),
-        }
-    lives = shop.landed(rows.group_by("customer_id").aggregate(**found), "lives")
-    names = [f"pooled_{place}" for place in range(len(dates))]
-    known = lives.aggregate(begin=lives["first"].min(), **{n: lives[n].max() for n in names})
-    [known] = known.to_pyarrow().to_pylist()
-    members = purchases.joined_since(shop, known["begin"])
-    joined = ibis.literal(False) if members is None else lives.customer_id.isin(members.customer_id)
-    lives = lives.mutate(joined=joined)
-    for place, date in enumerate(dates):
-        until = known["begin"] + dt.timedelta(purchases.burn_in_days_of(known[names[place]]))
-        lives = _with_stage(shop, lives, place, date, until)
-    return lives
+        seen = days.ago_0 <= ibis.literal(date)
+        found[f"purchases_{place}"] = days.count(where=seen)
+        for n in range(PURCHASES_BACK):
+            found[f"ago_{n}_{place}"] = days[f"ago_{n}"].max(where=seen)
+        # Not median(where=...), which ibis writes for Spark so that it is no SQL.
+        pooled[f"pooled_{place}"] = seen.ifelse(gap, ibis.null("float64")).median()
+    return days.group_by("customer_id").aggregate(**found).cross_join(days.aggregate(**pooled))
 
 
 def _with_stage(
-    shop: Shop, lives: ir.Table, place: int, date: dt.date, burnt_in: dt.date
+    shop: Shop, lives: ir.Table, place: int, date: dt.date, rhythm: float, burnt_in: dt.date
 ) -> ir.Table:
     """Add the stage at a date; who was first seen before `burnt_in` may be older than the log."""
     import ibis
 
-    bought, last = lives[f"purchases_{place}"], lives[f"last_{place}"]
-    at = ibis.literal(date)
-    own = last.delta(lives["first"], unit="day").cast("float64")
-    # A shop where nobody came back has no rhythm; then nobody is late.
-    shops = lives[f"shop_gap_{place}"].fill_null(math.inf)
-    usual = (SHOP_GAPS * shops + own) / (SHOP_GAPS + bought - 1)
-    silent = at.delta(last, unit="day")
-    back = at.delta(lives[f"returned_on_{place}"], unit="day")
-    since = bought - lives[f"returned_{place}"] + 1
-    older = (lives["first"] < ibis.literal(burnt_in)) & ~lives.joined
+    def days(first: ir.DateValue, last: ir.DateValue) -> ir.FloatingValue:
+        return last.delta(first, unit="day").cast("float64")
+
+    at, lost_after = ibis.literal(date), shop.policy.lost_after_gaps
+    bought = lives[f"purchases_{place}"]
+    ago = [lives[f"ago_{n}_{place}"] for n in range(PURCHASES_BACK)]
+    usual = (SHOP_GAPS * rhythm + days(lives.begin, ago[0])) / (SHOP_GAPS + bought - 1)
+    silent = at.delta(ago[0], unit="day")
+    backs = []
+    for n, (day, before) in enumerate(pairwise(ago)):
+        # Against the rhythm before the silence: there were bought - n - 2 gaps of the customer's.
+        usual_then = SHOP_GAPS * rhythm + days(lives.begin, before)
+        returned = days(before, day) * (SHOP_GAPS + bought - n - 2) > lost_after * usual_then
+        backs.append(returned & (at.delta(day, unit="day") <= GAPS_BACK * usual))
+    older = (lives.begin < ibis.literal(burnt_in)) & ~lives.joined
     stage = ibis.cases(
         (bought == 0, ibis.null("string")),
-        (silent > shop.policy.lost_after_gaps * usual, "lost"),
-        ((since < PURCHASES_BACK) & (back <= GAPS_BACK * usual), "reactivated"),
+        (silent > lost_after * usual, "lost"),
+        (ibis.or_(*backs), "reactivated"),
         (silent > shop.policy.declining_after_gaps * usual, "declining"),
         ((bought == 1) & ~older, "new"),
         (bought < shop.policy.mature_purchases, "developing"),

@@ -71,11 +71,16 @@ def summary(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
     """
     rows = shop.landed(_summary(shop, tables.day(as_of)), "summary")
     if rows.count().to_pyarrow().as_py() == 0:
-        raise tables.DataError(
-            f"No customer of shop '{shop.id}' has bought anything by {tables.day(as_of)}: all "
-            "lines up to then are returns, of no value, of no customer, or no goods."
-        )
+        raise nobody(shop, tables.day(as_of))
     return rows
+
+
+def nobody(shop: Shop, last_day: dt.date) -> tables.DataError:
+    """Return the error of a day by which there are sales, but none of a customer."""
+    return tables.DataError(
+        f"No customer of shop '{shop.id}' has bought anything by {last_day}: all "
+        "lines up to then are returns, of no value, of no customer, or no goods."
+    )
 
 
 def check_date(shop: Shop, last_day: dt.date) -> None:

@@ -209,9 +209,17 @@ def test_the_lost_who_came_back_are_counted(make_shop):
     assert f"lost_after_gaps = {check.enough}" in check.verdict
 
 
+def test_a_log_of_returns_alone_has_no_customers_and_says_so(make_shop):
+    shop = make_shop("customer_id,purchased_at,amount\na,2024-01-01,-5\n,2024-03-01,5\n")
+    for ask in (customers.summary, customers.stages):
+        with pytest.raises(DataError, match="No customer of .* has bought anything by 2024-03-01"):
+            ask(shop, as_of="2024-03-01")
+
+
 def test_a_shop_without_repeaters_has_no_rhythm_and_nobody_is_late(make_shop):
     lines = "".join(f"c{n},2024-{1 + n % 9:02d}-05,5\n" for n in range(50))
     shop = make_shop("customer_id,purchased_at,amount\n" + lines)
     rows = customers.stages(shop, as_of="2024-09-10").to_pandas()
     assert set(rows["stage"]) == {"new", "developing"}  # the earliest may be older than the log
     assert not rows["own_rhythm"].any()
+    assert customers.flows(shop, start="2024-08-10", end="2024-09-10").usual_gap is None

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crmlab import clv, customers, sources
+from crmlab import clv, cohorts, customers, sources
 from crmlab.tables import CONTRACT, DataError
 from tests.conftest import need, new_database
 
@@ -268,9 +268,23 @@ def test_times_are_the_shops_wall_clock_on_both_clock_change_days(pair):
             assert dt.datetime.fromisoformat(wall) in seen, (shop.table, wall)
 
 
-def test_the_stages_are_the_same(pair):
+def test_the_stages_and_the_moves_between_them_are_the_same(pair):
     one, other = (customers.stages(shop, as_of="2023-12-31") for shop in pair())
     assert_same(one, other)
+    one, other = (customers.flows(shop, start="2022-03-31", end="2022-06-30") for shop in pair())
+    pd.testing.assert_frame_equal(one.moves, other.moves)
+    pd.testing.assert_frame_equal(one.stock, other.stock)
+    assert one.usual_gap == pytest.approx(other.usual_gap, rel=1e-9)
+    assert one.stock[["before", "now"]].min(axis=None) > 0
+
+
+@pytest.mark.parametrize("ask", [cohorts.activation, cohorts.retention])
+def test_the_cohorts_are_the_same(pair, ask):
+    one, other = (ask(shop, as_of="2022-07-31") for shop in pair())
+    pd.testing.assert_frame_equal(one.table, other.table, rtol=1e-9)
+    assert one.left_out == other.left_out > 0
+    assert one.table.isna().any(axis=None)  # what the log does not reach is missing on all
+    assert one.table["customers"].sum() > 20
 
 
 def test_the_log_ends_on_the_same_day(pair):

@@ -83,6 +83,18 @@ def customers_of(folder):
     within("  extra memory", median(checks, "extra"), "MB", digits=0)
 
 
+def stages_of(folder):
+    child("generate", folder=folder, rows=10_000_000, customers=1_000_000, files=1)
+    turns = child("stages", folder=folder, rounds=PAIRS)
+    for what in ("stages", "flows"):
+        for name, shown in {
+            "": f"{what} of 1 M customers",
+            " cpu": "  the same, processor time",
+        }.items():
+            ours, plain = (statistics.median(turns[one + name]) for one in (what, "summary"))
+            against(shown, ours, plain, "our summary", most=2)
+
+
 def demo_shop(folder, customers):
     made = [child("simulate", folder=folder, customers=customers) for _ in range(ROUNDS)]
     seconds, size = median(made, "write"), f"demo shop of {customers:,} customers"
@@ -256,8 +268,8 @@ def main():
     show("what", "ours", "peer", "ratio", "target")
     scratch = Path(tempfile.mkdtemp(prefix="crmlab-bench-", dir=options.folder))
     pieces = [
-        (customers_of, ()), (demo_shop, (200_000,)), (processes, ()), (runs, ()), (value, ()),
-        (hits, ()), (coverage, ()),
+        (customers_of, ()), (stages_of, ()), (demo_shop, (200_000,)), (processes, ()), (runs, ()),
+        (value, ()), (hits, ()), (coverage, ()),
     ] if not options.large else [(large, ()), (demo_shop, (1_000_000,))]  # fmt: skip
     try:
         for piece, arguments in pieces:

@@ -200,6 +200,25 @@ def by_hand(folder, rounds):
     return {name: [pair[name] for pair in pairs[1:]] for name in pairs[0]}
 
 
+def stages(folder, rounds):
+    """Time the life stages, their flows and the summary in turn, in one process."""
+    shop, customers, _ = opened(folder)
+    shop.check()
+    asked = {
+        "summary": lambda: customers.summary(shop, as_of=AS_OF),
+        # The stage itself is computed where it is looked at.
+        "stages": lambda: customers.stages(shop, as_of=AS_OF).stage.value_counts().execute(),
+        "flows": lambda: customers.flows(shop, start="2025-11-30", end=AS_OF),
+    }
+    turns = []
+    for _ in range(rounds + 1):  # the first is to warm up
+        turns.append({})
+        for name, ask in asked.items():
+            with clock(turns[-1], name):
+                ask()
+    return {name: [turn[name] for turn in turns[1:]] for name in turns[0]}
+
+
 def scans(folder, table):
     """Count how often the check reads a table: the scans of its file in all queries, as they ran.
 
