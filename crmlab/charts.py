@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.ticker import FuncFormatter
 
 from crmlab import drawing
-from crmlab.churn_charts import keeping, risk_by_tenth, risk_over_time
+from crmlab.churn_charts import keeping, reasons, risk_by_tenth, risk_over_time
 from crmlab.drawing import ACTUAL, MODEL, MUTED, STYLE, Chart
 
 if TYPE_CHECKING:
@@ -18,6 +18,24 @@ if TYPE_CHECKING:
     from crmlab import results
     from crmlab.clv import Backtest, PurchaseCounts, Season, Segments, Worth
     from crmlab.histories import Matrix, Path
+
+__all__ = [
+    "Chart",
+    "calibration",
+    "calibration_by",
+    "concentration",
+    "keeping",
+    "matrix",
+    "path",
+    "purchase_counts",
+    "reasons",
+    "risk_by_tenth",
+    "risk_over_time",
+    "season",
+    "segments",
+    "tracking",
+    "tracking_weekly",
+]
 
 
 def tracking(result: Backtest) -> Chart:

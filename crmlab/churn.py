@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from crmlab import candidates, features, purchases, reasons, results, risks, tables
@@ -14,6 +15,7 @@ from crmlab.risks import Backtest, Block
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
+    import pandas as pd
 
     from crmlab.sources import Shop
 
@@ -27,6 +29,8 @@ USUAL_SHARE = 0.8
 LEAST_HISTORY = 56
 # A share of stops further than this from the others' median is no drift, but an event.
 SHOCK = 0.1
+# From this chance on it is two to one that a customer will be silent.
+LIKELY = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -269,8 +273,8 @@ def score(risk: Risk, shop: Shop, *, as_of: str | dt.date) -> ir.Table:
     -------
     local ibis table, one row per customer: customer_id; p_stop, the chance of no purchase in the
     risk's `horizon_days` after `as_of`; reason_1, reason_2, reason_3, in words, the weightiest
-    first and null where there is none. Reasons are given to those whose p_stop is above the
-    average; they say what the score rests on, not what caused it.
+    first and null where there is none; main_reason, the kind of the first. Reasons are given to
+    those whose p_stop is above the average; they say what the score rests on, not what caused it.
 
     Raises
     ------
@@ -282,3 +286,99 @@ def score(risk: Risk, shop: Shop, *, as_of: str | dt.date) -> ir.Table:
     late = rows.overdue > shop.policy.lost_after_gaps
     rows = rows.filter(~late.fill_null(False))
     return reasons.scored(risk.scorer, rows, shop.landed)
+
+
+@dataclass(frozen=True, eq=False)
+class AtRisk:
+    """How many customers are at risk now, and what their scores rest on.
+
+    `bands` has one row per band of p_stop: band, customers, expected to be silent. `reasons`: what,
+    customers of whom it is the weightiest reason, share of those who have one. Small ones are
+    "other".
+    """
+
+    customers: int
+    expected: float
+    likely: int
+    bands: pd.DataFrame
+    reasons: pd.DataFrame
+    horizon_days: int
+    k: int
+    numbers: results.Numbers
+
+    @property
+    def kpis(self) -> list[results.Kpi]:
+        """The tiles of the page."""
+        days = f"for {self.numbers.number(self.horizon_days)} days"
+        likely = self.likely if self.k <= self.likely <= self.customers - self.k else float("nan")
+        return [
+            results.Kpi("Customers not yet lost", self.customers, "count", "up"),
+            results.Kpi("Expected to be silent", self.expected, "count", "down", days),
+            results.Kpi("Share expected to be silent", self.expected / self.customers, "share",
+                        "down", days),
+            results.Kpi("At two in three or more", likely, "count", "down", "chance of silence"),
+        ]  # fmt: skip
+
+    @property
+    def verdict(self) -> str:
+        """How many, in a sentence."""
+        n = self.numbers
+        return (
+            f"Of {n.number(self.customers)} customers who are not lost, "
+            f"{n.number(self.expected)} ({n.percent(self.expected / self.customers, 0)}) are "
+            f"expected to buy nothing in the next {n.number(self.horizon_days)} days."
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per band of risk."""
+        return self.bands
+
+    def _repr_html_(self) -> str:
+        n = self.numbers
+        bands = results.html_table(
+            self.bands,
+            title=f"Customers by their chance of silence for {n.number(self.horizon_days)} days",
+            formats={"customers": n.number, "expected": n.number},
+            headings={"band": "chance", "expected": "expected to be silent"},
+        )
+        return f"<p>{escape(self.verdict)}</p>{bands}"
+
+
+def at_risk(scores: ir.Table, risk: Risk, *, numbers: results.Numbers, k: int) -> AtRisk:
+    """Count the customers by risk, and by the weightiest reason of those above the average.
+
+    Parameters
+    ----------
+    scores : as `score` gives them
+    k : int, the fewest customers a figure may stand for
+    """
+    ends = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    names = [
+        f"{numbers.percent(low, 0)} to {numbers.percent(high, 0)}" for low, high in pairwise(ends)
+    ]
+    place = (scores.p_stop * 5).floor().cast("int64").clip(upper=4)
+    found = scores.group_by(place=place).aggregate(
+        customers=scores.count(),
+        expected=scores.p_stop.sum(),
+        likely=scores.count(where=scores.p_stop >= LIKELY),
+    )
+    counted = found.order_by("place").to_pandas()
+    if (customers := int(counted["customers"].sum())) < k:
+        raise tables.DataError(f"Fewer than {k} customers are not lost; nothing can be shown.")
+    counted.insert(0, "band", [names[n] for n in counted.pop("place")])
+    likely = int(counted.pop("likely").sum())
+    told = scores.filter(scores.main_reason.notnull())
+    told = told.group_by(what="main_reason").aggregate(customers=told.count())
+    why = told.order_by("what").to_pandas()
+    why = results.merge_small_cells(why, label="what", customers="customers", k=k)
+    why = why.sort_values(["customers", "what"], ascending=[False, True], ignore_index=True)
+    return AtRisk(
+        customers=customers,
+        expected=float(counted["expected"].sum()),
+        likely=likely,
+        bands=results.merge_small_cells(counted, label="band", customers="customers", k=k),
+        reasons=why.assign(share=why["customers"] / max(1, why["customers"].sum())),
+        horizon_days=risk.horizon_days,
+        k=k,
+        numbers=numbers,
+    )

@@ -11,7 +11,7 @@ from crmlab import drawing
 from crmlab.drawing import ACTUAL, MODEL, MUTED, STYLE, Chart
 
 if TYPE_CHECKING:
-    from crmlab.churn import Backtest, Keeping
+    from crmlab.churn import AtRisk, Backtest, Keeping
 
 
 def risk_by_tenth(result: Backtest) -> Chart:
@@ -59,6 +59,24 @@ def risk_over_time(result: Backtest) -> Chart:
     return chart
 
 
+def reasons(result: AtRisk) -> Chart:
+    """Draw of how many customers above the average risk each kind of reason is the weightiest."""
+    n, frame = result.numbers, result.reasons
+    told = "; ".join(f"{row.what}: {n.percent(row.share, 0)}" for row in frame.itertuples())
+    with matplotlib.rc_context(STYLE):
+        chart, axes = drawing.draw(
+            "What does the risk rest on?",
+            "The weightiest reason of the customers whose risk is above the average. "
+            f"{told or 'The score gives no reasons, or to too few customers'}.",
+        )
+        axes.barh(range(len(frame)), 100 * frame["share"], 0.7, color=MODEL)
+        axes.set_yticks(range(len(frame)), frame["what"])
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set(xlabel="of the customers above the average risk, %")
+    return chart
+
+
 def keeping(result: Keeping) -> Chart:
     """Draw what contacting the most profitable customers would earn, by how many are contacted."""
     n, frame = result.numbers, result.curve
@@ -72,8 +90,9 @@ def keeping(result: Keeping) -> Chart:
             axes.axvspan(100 * result.least, 100 * result.most, color=ACTUAL, alpha=0.08)
             axes.axvline(100 * result.share, color=ACTUAL, linewidth=1)
             at = 100 * result.share, float(frame["high"].max())
-            side = {"ha": "right", "offset": (-5, -4)} if result.share > 0.6 else {}
-            drawing.label(axes, *at, f"most at {n.percent(result.share, 0)}", ACTUAL, **side)
+            text, far = f"most at {n.percent(result.share, 0)}", result.share > 0.6
+            side = "right" if far else "left"
+            drawing.label(axes, *at, text, ACTUAL, ha=side, offset=(-5 if far else 5, -4))
         axes.set(
             xlabel="customers contacted, most profitable first, %",
             ylabel=f"planned profit, {n.currency}",

@@ -28,9 +28,9 @@ class Keeping:
     `curve` has one row per share of the customers, the most profitable first: share, customers,
     profit, low and high, the ends of what `save` and `take_up` leave open; money in shop currency.
     `share` earns most on one half of the customers and `profit` is what the other half says of it,
-    for all, from `profit_low` to `profit_high` with what chance adds to those ends; shares from `least` to `most` cannot be told from it. `cells`: what (risk and value),
-    customers, each. `contacts` is a local ibis table, private: customer_id, p_stop,
-    value_if_kept, profit.
+    for all, from `profit_low` to `profit_high` with what chance adds to those ends; shares from
+    `least` to `most` cannot be told from it. `cells`: what (risk and value), customers, each.
+    `contacts` is a local ibis table, private: customer_id, p_stop, value_if_kept, profit.
     """
 
     curve: pd.DataFrame

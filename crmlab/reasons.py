@@ -17,6 +17,24 @@ if TYPE_CHECKING:
 
 # So many customers are scored at a time, and so many reasons are given.
 BATCH, REASONS = 100_000, 3
+# What a group of features is about, in words for many customers.
+KINDS = {
+    "silence": "silent for longer than usual",
+    "frequency": "few purchases so far",
+    "trend": "fewer purchases of late",
+    "tenure": "how long a customer",
+    "spend": "how much a purchase",
+    "spend_trend": "spending less of late",
+    "variety": "how many categories",
+    "returns": "goods brought back",
+    "discounts": "how much at a discount",
+    "channel": "the channel",
+    "store": "the store",
+    "distance": "far from the store",
+    "cases": "a complaint or another case",
+    "points": "the points on the account",
+    "contacts": "the messages sent",
+}
 # Log-odds below which a group of features is no reason: a chance of .5 would become .525.
 LEAST = 0.1
 
@@ -49,6 +67,8 @@ def scored(scorer: Scorer, rows: ir.Table, landed: Callable[[ir.Table, str], ir.
     columns |= {f"code_{n}": codes[:, n].astype(int) for n in range(REASONS)}
     joined = rows.inner_join(ibis.memtable(pa.table(columns)), "nth")
     groups, said, told = list(features.GROUPS), _words(joined), {}
+    kinds = [(joined.code_0 == groups.index(one), KINDS[one]) for one in said]
+    told["main_reason"] = ibis.cases(*kinds, else_=ibis.null("string"))
     for n in range(REASONS):
         cases = [(joined[f"code_{n}"] == groups.index(one), words) for one, words in said.items()]
         told[f"reason_{n + 1}"] = ibis.cases(*cases, else_=ibis.null("string"))
