@@ -341,8 +341,8 @@ def _boosted(rows: Rows) -> Scorer:
 
     learnt = matrix(rows.frame)
     model = HistGradientBoostingClassifier(
-        learning_rate=0.05,
-        max_iter=120,
+        learning_rate=0.07,
+        max_iter=80,
         max_leaf_nodes=15,
         min_samples_leaf=40,
         l2_regularization=1.0,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def risk_by_tenth(result: Backtest) -> Chart:
     """Draw the share of silent customers, said and come, by tenth of the customers."""
-    n, frame = result.numbers, result.tenths
+    n, frame, base = result.numbers, result.tenths, float(result.drift["came"].iloc[-1])
     told = "; ".join(
         f"{row.part}: {n.percent(row.said, 0)} said, {n.percent(row.came, 0)} were silent"
         for row in frame.itertuples()
@@ -24,12 +24,16 @@ def risk_by_tenth(result: Backtest) -> Chart:
     with matplotlib.rc_context(STYLE):
         chart, axes = drawing.draw(
             "Did those at risk fall silent?",
-            f"Share of customers silent for {n.number(result.horizon_days)} days, in "
-            f"{len(frame)} parts of the customers, highest risk first. "
-            f"{told or 'Too few customers to say so'}.",
+            f"Share of customers silent for {n.number(result.horizon_days)} days: "
+            f"{n.percent(base, 0)} of all; in {len(frame)} parts, highest risk first: "
+            f"{told or 'too few customers to say so'}.",
         )
         pairs = frame.assign(actual=100 * frame["came"], expected=100 * frame["said"])
         drawing.pairs(axes, pairs)
+        if len(frame):
+            axes.axhline(100 * base, color=MUTED, linewidth=1, linestyle=(0, (4, 2)))
+            text, end = f"all: {n.percent(base, 0)}", len(frame) + 0.4
+            drawing.label(axes, end, 100 * base, text, MUTED, ha="right", offset=(0, 4))
         axes.set_xticks(range(1, len(frame) + 1), [n.number(part) for part in frame["part"]])
         axes.set(
             xlabel="equal parts of the customers, highest risk first",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from crmlab import features
@@ -55,14 +55,19 @@ def scored(scorer: Scorer, rows: ir.Table, landed: Callable[[ir.Table, str], ir.
     rows = landed(rows, "features")
     in_all = int(rows.count().to_pyarrow().as_py())
     chances, codes = np.empty(in_all), np.full((in_all, REASONS), -1, np.int8)
-    for start in range(0, in_all, BATCH):
-        some = rows.filter(rows.nth >= start, rows.nth < start + BATCH)
-        frame = some.order_by("nth").to_pandas()
-        part = slice(start, start + len(frame))
+
+    def batches() -> Iterator[tuple[slice, pd.DataFrame]]:
+        for start in range(0, in_all, BATCH):
+            some = rows.filter(rows.nth >= start, rows.nth < start + BATCH)
+            frame = some.order_by("nth").to_pandas()
+            yield slice(start, start + len(frame)), frame
+
+    for part, frame in batches():
         chances[part] = scorer.chance(frame)
-        codes[part] = _weightiest(scorer, frame)
     # Whose risk is average or less needs no reason.
-    codes[chances <= chances.mean() if in_all else 0] = -1
+    risky = chances > chances.mean() if in_all else chances > 0
+    for part, frame in batches() if scorer.parts else ():
+        codes[part][risky[part]] = _weightiest(scorer.parts(frame[risky[part]]))
     columns = {"nth": np.arange(in_all), "p_stop": chances}
     columns |= {f"code_{n}": codes[:, n].astype(int) for n in range(REASONS)}
     joined = rows.inner_join(ibis.memtable(pa.table(columns)), "nth")
@@ -75,18 +80,14 @@ def scored(scorer: Scorer, rows: ir.Table, landed: Callable[[ir.Table, str], ir.
     return landed(joined.select("customer_id", "p_stop", **told).order_by("customer_id"), "scores")
 
 
-def _weightiest(scorer: Scorer, frame: pd.DataFrame) -> np.ndarray[Any, Any]:
+def _weightiest(added: pd.DataFrame) -> np.ndarray[Any, Any]:
     """Return the places in `GROUPS` of what adds most to each customer's log-odds, -1 for none."""
     import numpy as np
 
-    codes = np.full((len(frame), REASONS), -1, np.int8)
-    if scorer.parts is None:
-        return codes
-    groups = list(features.GROUPS)
-    added = scorer.parts(frame)
+    codes = np.full((len(added), REASONS), -1, np.int8)
     order = np.argsort(-added.to_numpy(), axis=1, kind="stable")[:, :REASONS]
     weights = np.take_along_axis(added.to_numpy(), order, axis=1)
-    named = np.array([groups.index(name) for name in added.columns], np.int8)
+    named = np.array([list(features.GROUPS).index(name) for name in added.columns], np.int8)
     codes[:, : order.shape[1]] = np.where(weights >= LEAST, named[order], -1)
     return codes
 

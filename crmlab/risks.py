@@ -140,9 +140,12 @@ class Backtest:
         n, row = self.numbers, self.chosen
         days = n.number(self.horizon_days)
         if not self.usable:
+            tried = (
+                "nothing" if self.choice == BASE else f"not even {self.choice}, the best before,"
+            )
             return (
-                f"Who will be silent for {days} days cannot be foretold here: the {self.choice} "
-                "was no better than the base rate. No score is given."
+                f"Who will be silent for {days} days cannot be foretold here: {tried} told more "
+                "than the base rate. No score is given."
             )
         skill = (n.percent(row[name], 0) for name in ("skill", "skill_low", "skill_high"))
         told = "Of the error of the base rate the {} saves {} ({} to {})".format(
@@ -182,6 +185,19 @@ class Backtest:
             f"probabilities of as many customers would show {n.percent(self.perfect_error)}."
         )
 
+    @property
+    def hindsight(self) -> str:
+        """What choosing before the test cost against the method that turned out best."""
+        n, cost = self.numbers, self.cost
+        if cost.value <= 0:
+            return "No method was better in hindsight than those that were chosen beforehand."
+        proven = "more than" if cost.low > 0 else "no more than"
+        return (
+            f"In hindsight {self.best} was best: choosing beforehand cost "
+            f"{n.number(cost.value, 4)} of Brier score ({n.number(cost.low, 4)} to "
+            f"{n.number(cost.high, 4)}), {proven} chance explains."
+        )
+
     def to_frame(self) -> pd.DataFrame:
         """Return one row per method."""
         return self.rows
@@ -193,7 +209,9 @@ class Backtest:
             return n.percent(value, 1, signed=True)
 
         def table(rows: pd.DataFrame, title: str) -> str:
+            chosen = rows["method"] == self.choice
             shown = rows.assign(
+                method=rows["method"].where(~chosen, rows["method"] + " (chosen)"),
                 between=[f"{share(a)} to {share(b)}" if a == a else results.NOTHING
                          for a, b in zip(rows["skill_low"], rows["skill_high"], strict=True)],
             )[["method", "brier", "skill", "between", "over_recency", "auc"]]  # fmt: skip
@@ -206,7 +224,7 @@ class Backtest:
             )  # fmt: skip
 
         return (
-            f"<p>{escape(self.verdict)} {escape(self.meaning)}</p>"
+            f"<p>{escape(self.verdict)} {escape(self.meaning)} {escape(self.hindsight)}</p>"
             + table(self.rows, "Customers who were not lost at the cut-off")
             + table(self.everyone, "All customers, which is easier")
         )
