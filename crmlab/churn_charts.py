@@ -25,7 +25,7 @@ def risk_by_tenth(result: Backtest) -> Chart:
         chart, axes = drawing.draw(
             "Did those at risk fall silent?",
             f"Share of customers silent for {n.number(result.horizon_days)} days: "
-            f"{n.percent(base, 0)} of all; in {len(frame)} parts, highest risk first: "
+            f"{n.percent(base, 0)} of all; by tenth of the customers, highest risk first: "
             f"{told or 'too few customers to say so'}.",
         )
         pairs = frame.assign(actual=100 * frame["came"], expected=100 * frame["said"])
@@ -34,9 +34,9 @@ def risk_by_tenth(result: Backtest) -> Chart:
             axes.axhline(100 * base, color=MUTED, linewidth=1, linestyle=(0, (4, 2)))
             text, end = f"all: {n.percent(base, 0)}", len(frame) + 0.4
             drawing.label(axes, end, 100 * base, text, MUTED, ha="right", offset=(0, 4))
-        axes.set_xticks(range(1, len(frame) + 1), [n.number(part) for part in frame["part"]])
+        axes.set_xticks(range(1, len(frame) + 1), frame["part"])
         axes.set(
-            xlabel="equal parts of the customers, highest risk first",
+            xlabel="tenths of the customers, highest risk first",
             ylabel=f"silent for {n.number(result.horizon_days)} days, %",
             ylim=(0, 105),
         )

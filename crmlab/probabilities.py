@@ -178,18 +178,30 @@ def judge(
 
 
 def by_tenth(chance: Array, came: Array, *, k: int) -> pd.DataFrame:
-    """Return rows, said and came by tenth of the customers, the highest risk first.
+    """Return part, customers, said and came by tenth of the customers, the highest risk first.
 
-    Fewer parts where one would have fewer than `k` customers, or fewer than `k` to whom it came,
-    or fewer than `k` to whom not; none where that is so of all.
+    A tenth with fewer than `k` customers to whom it came, or to whom not, joins the one before it
+    (the first, the one after): then the part is "7–10". None where that is so of all together.
     """
     order = np.argsort(-chance, kind="stable")
-    chance, came = chance[order], came[order]
-    for parts in range(BINS, 0, -1):
-        place = np.arange(len(chance)) * parts // max(1, len(chance))
-        counts = [np.bincount(place, one, parts) for one in (np.ones(len(chance)), came, chance)]
-        rows, some, said = counts
-        if len(chance) and min(some.min(), (rows - some).min()) >= k:
-            table = {"customers": rows.astype(int), "said": said / rows, "came": some / rows}
-            return pd.DataFrame({"part": np.arange(parts) + 1, **table})
-    return pd.DataFrame({name: [] for name in ("part", "customers", "said", "came")})
+    place = np.arange(len(chance)) * BINS // max(1, len(chance))
+    counts = [np.bincount(place, one, BINS) for one in (came[order], chance[order])]
+    sizes = np.bincount(place, minlength=BINS)
+    parts: list[list[float]] = []  # first and last tenth, customers, to how many it came, said
+    for n, (size, some, said) in enumerate(zip(sizes, *counts, strict=True), start=1):
+        if parts and (_few(size, some, k) or _few(parts[-1][2], parts[-1][3], k)):
+            last = parts[-1]
+            parts[-1] = [last[0], n, last[2] + size, last[3] + some, last[4] + said]
+        else:
+            parts.append([n, n, size, some, said])
+    if len(parts) == 1 and _few(parts[0][2], parts[0][3], k):
+        parts = []
+    rows = [
+        (f"{a}" if a == b else f"{a}–{b}", int(size), said / size, some / size)
+        for a, b, size, some, said in parts
+    ]
+    return pd.DataFrame(rows, columns=["part", "customers", "said", "came"])
+
+
+def _few(rows: float, some: float, k: int) -> bool:
+    return min(some, rows - some) < k

@@ -21,10 +21,10 @@ BATCH, REASONS = 100_000, 3
 KINDS = {
     "silence": "silent for longer than usual",
     "frequency": "few purchases so far",
-    "trend": "fewer purchases of late",
+    "trend": "how often of late",
     "tenure": "how long a customer",
     "spend": "how much a purchase",
-    "spend_trend": "spending less of late",
+    "spend_trend": "how much of late",
     "variety": "how many categories",
     "returns": "goods brought back",
     "discounts": "how much at a discount",
@@ -66,8 +66,9 @@ def scored(scorer: Scorer, rows: ir.Table, landed: Callable[[ir.Table, str], ir.
         chances[part] = scorer.chance(frame)
     # Whose risk is average or less needs no reason.
     risky = chances > chances.mean() if in_all else chances > 0
-    for part, frame in batches() if scorer.parts else ():
-        codes[part][risky[part]] = _weightiest(scorer.parts(frame[risky[part]]))
+    if scorer.parts is not None:
+        for part, frame in batches():
+            codes[part][risky[part]] = _weightiest(scorer.parts(frame[risky[part]]))
     columns = {"nth": np.arange(in_all), "p_stop": chances}
     columns |= {f"code_{n}": codes[:, n].astype(int) for n in range(REASONS)}
     joined = rows.inner_join(ibis.memtable(pa.table(columns)), "nth")

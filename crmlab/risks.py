@@ -140,9 +140,8 @@ class Backtest:
         n, row = self.numbers, self.chosen
         days = n.number(self.horizon_days)
         if not self.usable:
-            tried = (
-                "nothing" if self.choice == BASE else f"not even {self.choice}, the best before,"
-            )
+            best = f"not even {self.choice}, the best before,"
+            tried = "nothing" if self.choice == BASE else best
             return (
                 f"Who will be silent for {days} days cannot be foretold here: {tried} told more "
                 "than the base rate. No score is given."
