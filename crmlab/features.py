@@ -64,9 +64,7 @@ def features(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
     purchases.check_date(shop, day)
     rows = shop.landed(_bought(shop, day), "bought")
     if rows.count().to_pyarrow().as_py() == 0:
-        raise tables.DataError(
-            f"No customer of shop '{shop.id}' has bought anything by {day}. Choose a later date."
-        )
+        raise purchases.nobody(shop, day)
     for more in (_categories, _cases, _points, _contacts, _distances):
         columns = list(rows.columns)
         if (found := more(shop, day, rows)) is not None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crmlab import clv, cohorts, customers, sources
+from crmlab import clv, cohorts, customers, features, sources
 from crmlab.tables import CONTRACT, DataError
 from tests.conftest import need, new_database
 
@@ -276,6 +276,16 @@ def test_the_stages_and_the_moves_between_them_are_the_same(pair):
     pd.testing.assert_frame_equal(one.stock, other.stock)
     assert one.usual_gap == pytest.approx(other.usual_gap, rel=1e-9)
     assert one.stock[["before", "now"]].min(axis=None) > 0
+
+
+def test_the_features_are_the_same(pair):
+    one, other = (features.features(shop, as_of="2022-07-31") for shop in pair())
+    assert_same(one, other)
+    rows = one.to_pandas()
+    assert {"store", "channel", "case_kind", "points", "contacts", "categories"} <= {*rows}
+    assert rows.notna().any().all(), "every feature is known of somebody"
+    bought = [features.bought_after(shop, after=dt.date(2022, 7, 31), days=91) for shop in pair()]
+    assert_same(*bought)
 
 
 @pytest.mark.parametrize("ask", [cohorts.activation, cohorts.retention])
