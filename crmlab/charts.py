@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib.ticker import FuncFormatter
 
 from crmlab import drawing
+from crmlab.customer_charts import bridge, early_warning, retention, stock
 from crmlab.drawing import ACTUAL, MODEL, MUTED, STYLE, Chart
 
 if TYPE_CHECKING:
@@ -17,6 +18,23 @@ if TYPE_CHECKING:
     from crmlab import results
     from crmlab.clv import Backtest, PurchaseCounts, Season, Segments, Worth
     from crmlab.histories import Matrix, Path
+
+__all__ = [
+    "bridge",
+    "calibration",
+    "calibration_by",
+    "concentration",
+    "early_warning",
+    "matrix",
+    "path",
+    "purchase_counts",
+    "retention",
+    "season",
+    "segments",
+    "stock",
+    "tracking",
+    "tracking_weekly",
+]
 
 
 def tracking(result: Backtest) -> Chart:

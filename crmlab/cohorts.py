@@ -62,9 +62,9 @@ class Cohorts:
         label = self.counts["cohort"].where(self.counts["cohort"].isin(kept["cohort"]), "other")
         counts = self.counts[names].groupby(label).agg(lambda one: one.sum(skipna=False))
         rows = []
-        for cohort, customers in kept.itertuples(index=False):
-            rows.append({"cohort": cohort, "customers": customers})
-            shares = self._shares(counts.loc[cohort], customers)
+        for cohort, size in kept.itertuples(index=False):
+            rows.append({"cohort": cohort, "customers": size})
+            shares = self._shares(counts.loc[cohort], size)
             rows[-1] |= {name: shares[name] for name in names[:MOST_SHOWN]}
         found = pd.DataFrame(rows, columns=["cohort", "customers", *names[:MOST_SHOWN]])
         other = found["cohort"] == "other"
@@ -73,14 +73,14 @@ class Cohorts:
         empty = [name for name in names[:MOST_SHOWN] if found[name].isna().all()]
         return found.drop(columns=empty)
 
-    def _shares(self, counts: pd.Series[float], customers: int) -> dict[Any, float]:
+    def _shares(self, counts: pd.Series[float], size: int) -> dict[Any, float]:
         """Return the shares of one cohort that may be shown; the others are missing."""
-        found, wider = {}, float(customers)
+        found, wider = {}, float(size)
         for name, count in reversed(list(counts.items())):
             shown = count == count and not any(
                 results.few(one, self.k) for one in (count, wider - count)
             )
-            found[name] = count / customers if shown else math.nan
+            found[name] = count / size if shown else math.nan
             if shown and self.nested:
                 wider = count
         return found
@@ -91,7 +91,9 @@ class Cohorts:
             return f"<p>{escape(self.title)}: no cohort has {self.k} customers or more.</p>"
         shares = [name for name in shown.columns if name not in ("cohort", "customers")]
         formats = {"customers": n.number, **{name: n.percent for name in shares}}
-        headings = {name: f"month {name}" for name in shares if isinstance(name, int)}
+        headings: dict[Any, str] = {
+            name: f"month {name}" for name in shares if isinstance(name, int)
+        }
         return results.html_table(shown, title=self.title, formats=formats, headings=headings)
 
 
