@@ -125,7 +125,7 @@ def activation(shop: Shop, *, as_of: str | dt.date, within: Sequence[int] = WITH
         seen, back = table.pop(f"seen {days}"), table.pop(f"back {days}")
         table[f"within {days} days"] = back / seen.where(seen > 0)
         counts[f"within {days} days"] = back.where(seen == table["customers"])
-    title, k = "Second purchases of new customers", shop.policy.privacy_k
+    title, k = "Second purchases of new customers within", shop.policy.privacy_k
     return Cohorts(title, day, table, counts, left_out, shop.numbers, k, nested=True)
 
 
@@ -194,6 +194,6 @@ def retention(shop: Shop, *, as_of: str | dt.date) -> Cohorts:
         table[after] = (wide[after] / wide[0]).where(known).to_numpy()
         counts[after] = wide[after].where(known).to_numpy()
     left_out = int(summary.count().to_pyarrow().as_py()) - int(table["customers"].sum())
-    title = "New customers who bought again, by month after"
+    title = "New customers who bought again, by months after"
     k = shop.policy.privacy_k
     return Cohorts(title, day, table, counts, left_out, shop.numbers, k)

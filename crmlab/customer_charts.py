@@ -139,7 +139,8 @@ def retention(result: Cohorts) -> Chart:
             for month in months:
                 if row[month] == row[month]:
                     shade = 0.08 + 0.6 * row[month] / top
-                    axes.bar(month, 1, 0.96, place - 0.5, color=MODEL, alpha=round(shade, 2))
+                    axes.bar(month, 1, 0.96, place - 0.5, color=MODEL, alpha=round(shade, 2),
+                             clip_on=False)  # fmt: skip
                     axes.text(month, place, n.number(100 * row[month]), ha="center",
                               va="center", fontsize=9.5)  # fmt: skip
         axes.set_xticks(months, [n.number(month) for month in months])
@@ -147,7 +148,7 @@ def retention(result: Cohorts) -> Chart:
         axes.set_yticks(range(len(rows)), names)
         axes.set(xlim=(min(months) - 0.5, max(months) + 0.5), ylim=(len(rows) - 0.5, -0.5))
         axes.grid(visible=False)
-        axes.set(xlabel="months after the first purchase; % who bought in that month")
+        axes.set(xlabel="months after the first purchase; % who bought")
     return chart
 
 

@@ -93,7 +93,7 @@ def early_warning(base: Base) -> Table:
     shown = found[["group", "customers", "declining", "share", "at_stake", "lost"]]
     shown = shown.rename(columns={"at_stake": "at stake", "lost": "became lost"})
     return Table("Customers who slip away, by what they spend", shown, verdict, n,
-                 ("at stake",), ("share",), EARLY_NOTE)  # fmt: skip
+                 ("at stake",), ("share",), note=EARLY_NOTE)  # fmt: skip
 
 
 EARLY_NOTE = (
@@ -118,7 +118,7 @@ def rfm(base: Base) -> Table:
 
     Returns
     -------
-    Table, one row per segment: segment; meaning; customers; share of them; value, and its share
+    Table, one row per segment: segment; customers; share of them; value, and its share
 
     Raises
     ------
@@ -158,7 +158,6 @@ def rfm(base: Base) -> Table:
         raise tables.DataError(f"Fewer than {k} customers: too few for segments.")
     found["share"] = found["customers"] / found["customers"].sum()
     found["share of value"] = found["value"] / found["value"].sum(skipna=False)
-    found["meaning"] = found["segment"].map({name: text for name, *_, text in RFM}).fillna("")
     best = found.sort_values(["share of value", "segment"], ascending=[False, True]).iloc[0]
     verdict = (
         f"{n.percent(best['share'], 0)} of the customers, the {best['segment']}, bring "
@@ -166,9 +165,10 @@ def rfm(base: Base) -> Table:
         if best["share of value"] == best["share of value"]
         else "One customer has so much of a segment's spend that it cannot be shown."
     )
-    columns = ["segment", "meaning", "customers", "share", "value", "share of value"]
+    columns = ["segment", "customers", "share", "value", "share of value"]
+    meant = "; ".join(f"{name}: {text}" for name, *_, text in RFM if name in set(found["segment"]))
     return Table("Customers by recency, frequency and spend", found[columns], verdict, n,
-                 ("value",), ("share", "share of value"))  # fmt: skip
+                 ("value",), ("share", "share of value"), note=f"{meant}.")  # fmt: skip
 
 
 def _refuse_few_lost(base: Base) -> None:

@@ -51,7 +51,7 @@ def attempt(make: Callable[[], Any]) -> Any:
 class Table:
     """An answer that is one table: `rows`, and in words `verdict`.
 
-    `money`, `shares` and `counts` name the columns that print so; `note` says how they are defined.
+    `money`, `shares` and `signed` name the columns that print so; `note` says how they are defined.
     """
 
     title: str
@@ -60,6 +60,7 @@ class Table:
     numbers: results.Numbers
     money: tuple[str, ...] = ()
     shares: tuple[str, ...] = ()
+    signed: tuple[str, ...] = ()
     note: str = ""
 
     def to_frame(self) -> pd.DataFrame:
@@ -73,6 +74,7 @@ class Table:
         }
         kinds |= {name: n.percent for name in self.shares}
         kinds |= {name: partial(n.money, digits=0) for name in self.money}
+        kinds |= {name: lambda by: ("+" if by > 0 else "") + n.number(by) for name in self.signed}
         note = f"<p>{escape(self.note)}</p>" if self.note else ""
         table = results.html_table(self.rows, title=self.title, formats=kinds)
         return f"<p>{escape(self.verdict)}</p>{table}{note}"
@@ -136,9 +138,8 @@ def stock(shop: Shop, *, start: str | dt.date, end: str | dt.date) -> Stock:
         f"{n.day(flows.start)}" + (f": {told}." if len(bridge) > 3 else ".")
     )
     title = f"Customers by stage, {n.day(flows.start)} and {n.day(flows.end)}"
-    signed = rows.assign(change=rows["change"])
     days = n.day(flows.start), n.day(flows.end)
-    return Stock(title, signed, verdict, n, bridge=bridge, active=(was, now),
+    return Stock(title, rows, verdict, n, signed=("change",), bridge=bridge, active=(was, now),
                  before=days[0], now=days[1])  # fmt: skip
 
 
