@@ -120,21 +120,25 @@ def early_warning(result: Table) -> Chart:
 
 
 def retention(result: Cohorts) -> Chart:
-    """Draw which share of each cohort bought again in each month after the first purchase."""
+    """Draw which share of each cohort bought again in each month after the first purchase.
+
+    `result` is that of `cohorts.retention`.
+    """
     n, rows = result.numbers, result.shown()
     rows = rows[rows["cohort"] != "other"]
     months = [name for name in rows.columns if name not in ("cohort", "customers")]
-    first = rows[rows[months[0]].notna()] if months else rows.iloc[:0]
     told = "; ".join(
-        f"{row['cohort']}: {n.percent(row[months[0]], 0)} of {n.number(row['customers'])}"
-        for _, row in first.iterrows()
+        f"{row['cohort']}: {n.percent(row[month], 0)} of {n.number(row['customers'])} in month "
+        f"{n.number(month)}"
+        for _, row in rows.iterrows()
+        for month in row[months].dropna().index[:1]
     )
     title = "Who comes back, month by month?"
     with matplotlib.rc_context(STYLE):
         if not told:
             return drawing.draw(title, "Too few new customers to say so.")[0]
-        chart, axes = drawing.draw(title, f"Bought again in the month after the first: {told}.")
-        top = rows[months].max().max()
+        chart, axes = drawing.draw(title, f"Bought again in a month after the first: {told}.")
+        top = rows[months].max().max() or 1
         for place, (_, row) in enumerate(rows.iterrows()):
             for month in months:
                 if row[month] == row[month]:

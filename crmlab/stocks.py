@@ -147,7 +147,7 @@ def _stages_together(rows: pd.DataFrame, k: int) -> pd.DataFrame:
     """Put active stages of too few customers together: their sum can be found from the bridge."""
     import pandas as pd
 
-    active = rows[rows["stage"] != "lost"]
+    active = rows[(rows["stage"] != "lost") & (rows[["before", "now"]] > 0).any(axis=1)]
     few = ((active[["before", "now"]] > 0) & (active[["before", "now"]] < k)).any(axis=1)
     # The declining join last: other tables tell their number alone.
     order = active.assign(large=~few, last=active["stage"] == "declining")
