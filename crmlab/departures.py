@@ -159,11 +159,14 @@ def _held_out(base: Base, lost: ir.Table, contacts: ir.Table | None) -> list[str
     drawn_on = (contacts.assigned_on > ibis.literal(base.since)) & (
         contacts.assigned_on <= ibis.literal(base.as_of)
     )
-    arms = contacts.filter(drawn_on).inner_join(drawn, contacts.campaign_id == drawn.id)
+    arms = contacts.filter(drawn_on).left_join(drawn, contacts.campaign_id == drawn.id)
+    arms = arms.filter(arms["id"].notnull())
     arms = arms.select("customer_id", "id", "name", "arm", "assigned_on")
     lost = lost.select(who="customer_id", back="back", returned_on="returned_on")
-    arms = arms.inner_join(lost, arms.customer_id == lost.who)
-    arms = arms.filter(arms.returned_on.isnull() | (arms.returned_on >= arms.assigned_on))
+    arms = arms.left_join(lost, arms.customer_id == lost.who)
+    arms = arms.filter(
+        arms.who.notnull(), arms.returned_on.isnull() | (arms.returned_on >= arms.assigned_on)
+    )
     counted = arms.group_by("id", "name", held=arms.arm == "holdout").aggregate(
         customers=arms.count(), back=arms.count(where=arms.back)
     )

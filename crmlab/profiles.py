@@ -104,7 +104,7 @@ def _profile(shop: Shop, day: dt.date, since: dt.date) -> ir.Table:
         returned_on=visits.bought.min(where=visits.bought > ibis.literal(since)),
         total=visits.amount.sum().cast("float64"),
         value=visits.amount.sum(where=recent).cast("float64"),
-        returns=visits.count(where=visits.back_at == visits.latest),
+        returns=visits.count(where=(visits.back_at == visits.latest).fill_null(False)),
         # The smallest of several at the same moment: the order of lines means nothing.
         **({"store_id": visits.store_id.min(where=there)} if stores else {}),
     )

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crmlab import clv, customers, sources
+from crmlab import clv, customers, inventory, sources
 from crmlab.tables import CONTRACT, DataError
 from tests.conftest import need, new_database
 
@@ -271,6 +271,16 @@ def test_times_are_the_shops_wall_clock_on_both_clock_change_days(pair):
 def test_the_stages_are_the_same(pair):
     one, other = (customers.stages(shop, as_of="2023-12-31") for shop in pair())
     assert_same(one, other)
+
+
+def test_what_is_asked_of_each_customer_is_the_same(pair):
+    days = {"as_of": "2023-12-31", "since": "2023-10-31"}
+    one, other = (inventory.base(shop, **days) for shop in pair())
+    assert_same(one.rows, other.rows)
+    for part in (inventory.demographics, inventory.lost_valuable, inventory.reactivated):
+        told = [inventory.attempt(lambda part=part, base=base: part(base)) for base in (one, other)]
+        assert told[0]._repr_html_() == told[1]._repr_html_()
+    assert_same(inventory.to_ring(one, n=9), inventory.to_ring(other, n=9))
 
 
 def test_the_log_ends_on_the_same_day(pair):
