@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from crmlab.profiles import Base
 
 NO_CASE = "no case"
+# By how many equal parts the active customers are told, most first, as far as each is large enough.
+PARTS = {
+    5: ("top fifth", "second fifth", "third fifth", "fourth fifth", "last fifth"),
+    3: ("top third", "second third", "last third"),
+    2: ("upper half", "lower half"),
+    1: ("all",),
+}
 
 
 def newcombe(
@@ -193,10 +200,40 @@ def _held_out(base: Base, lost: ir.Table, contacts: ir.Table | None) -> list[str
     return said
 
 
+def by_value(base: Base) -> tuple[int, pd.DataFrame]:
+    """Count those declining and those who became lost in equal groups of the known by value.
+
+    Returns how many groups, the most of `PARTS` in which each count is large enough to be told, or
+    nobody; and a row per group: part, 0 for the most valuable; customers, declining, lost;
+    at_stake, the value of the declining, and largest, the most valuable one's. Raises `DataError`
+    if even all together are too few.
+    """
+    rows, k = base.rows.filter(base.rows.known), base.k
+    slips, gone = rows.stage == "declining", rows.stage == "lost"
+    for parts in PARTS:
+        counted = rows.group_by(part=parts * rows.place // rows.of).aggregate(
+            customers=rows.count(),
+            declining=rows.count(where=slips),
+            lost=rows.count(where=gone),
+            at_stake=rows.value.sum(where=slips).fill_null(0.0),
+            largest=rows.value.max(where=slips).fill_null(0.0),
+        )
+        found = counted.order_by("part").to_pandas()
+        found["rest"] = found["customers"] - found["declining"] - found["lost"]
+        counts = found[["customers", "declining", "lost", "rest"]].to_numpy()
+        if len(found) and not ((counts > 0) & (counts < k)).any():
+            return parts, found
+    raise tables.DataError(
+        f"Too few customers of shop '{base.shop.id}' are declining, or became lost since "
+        f"{base.since}, to tell of them by value: each group needs {k} or nobody."
+    )
+
+
 def lost_valuable(base: Base) -> Table:
     """Tell which of the valuable customers became lost since: by last case, return and store.
 
-    Valuable is the top fifth by value of those who were active at either day.
+    Valuable is the first group of the early warning by value: the top fifth of those who were
+    active at either day, or more of them where customers are few.
 
     Returns
     -------
@@ -210,7 +247,9 @@ def lost_valuable(base: Base) -> Table:
     import pandas as pd
 
     k, n = base.k, base.shop.numbers
-    rows = _valuable(base)
+    # The groups of the early warning: other ones, beside it, would tell of those in between.
+    number, _ = by_value(base)
+    rows, top = _valuable(base, number), PARTS[number][0]
     whats = {"last line": rows.last_was_return.ifelse("a return", "a sale")}
     if base.shop.has("cases"):
         whats = {"last case": rows.last_case.fill_null(NO_CASE), **whats}
@@ -226,7 +265,7 @@ def lost_valuable(base: Base) -> Table:
         if lost < k or results.few(in_all - lost, k):
             raise tables.DataError(
                 f"Fewer than {k} of the {n.number(in_all) if in_all >= k else 'few'} customers who "
-                f"spend most (top fifth) became lost since {base.since}."
+                f"spend most ({top}) became lost since {base.since}."
             )
         kept = results.merge_small_cells(
             found, label="value", customers="valuable", k=k, parts=["gone"]
@@ -239,7 +278,7 @@ def lost_valuable(base: Base) -> Table:
     shown = pd.concat([pd.DataFrame([everybody]), *parts], ignore_index=True)
     shown = shown[["what", "value", "valuable", "gone", "share"]]
     verdict = (
-        f"{n.number(lost)} of {n.number(in_all)} customers who spent most (top fifth) became lost "
+        f"{n.number(lost)} of {n.number(in_all)} customers who spent most ({top}) became lost "
         f"since {n.day(base.since)}, {n.percent(lost / in_all)}."
     )
     if not any(map(len, parts)):
@@ -250,6 +289,8 @@ def lost_valuable(base: Base) -> Table:
 
 def to_ring(base: Base, *, n: int = 50, seed: int = 1) -> ir.Table:
     """Draw valuable customers who became lost, to ring and ask why: for the private folder only.
+
+    Of the top fifth by value of those who were active at either day.
 
     Parameters
     ----------
@@ -275,12 +316,12 @@ def to_ring(base: Base, *, n: int = 50, seed: int = 1) -> ir.Table:
     ).order_by("customer_id")  # fmt: skip
 
 
-def _valuable(base: Base) -> ir.Table:
-    """Return the top fifth of the known, whether each is gone, the last case's kind, the store."""
+def _valuable(base: Base, parts: int = 5) -> ir.Table:
+    """Return the top part of the known, whether each is gone, the last case's kind, the store."""
     import ibis
 
     shop, rows = base.shop, base.rows.filter(base.rows.known)
-    rows = rows.filter(5 * rows.place < rows.of).mutate(gone=rows.stage == "lost")
+    rows = rows.filter(parts * rows.place < rows.of).mutate(gone=rows.stage == "lost")
     last_case, store = ibis.null("string"), rows.store_id
     if shop.has("cases"):
         cases = shop.table("cases")

@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 from crmlab import results, tables
-from crmlab.departures import lost_valuable, newcombe, reactivated, to_ring
+from crmlab.departures import PARTS, by_value, lost_valuable, newcombe, reactivated, to_ring
 from crmlab.profiles import Base, base
 from crmlab.stocks import LeftOut, Stock, Table, attempt, stock, was_lost
 
@@ -36,14 +36,6 @@ __all__ = [
     "was_lost",
 ]
 
-# By how many equal parts the active customers are told, most first, as far as each is large enough.
-PARTS = {
-    5: ("top fifth", "second fifth", "third fifth", "fourth fifth", "last fifth"),
-    3: ("top third", "second third", "last third"),
-    2: ("upper half", "lower half"),
-    1: ("all",),
-}
-
 
 def early_warning(base: Base) -> Table:
     """Tell how many valuable customers slip away now, by value.
@@ -58,26 +50,8 @@ def early_warning(base: Base) -> Table:
     ------
     DataError if even all together are too few to tell
     """
-    rows, k, n = base.rows.filter(base.rows.known), base.k, base.shop.numbers
-    slips, gone = rows.stage == "declining", rows.stage == "lost"
-    for parts in PARTS:
-        counted = rows.group_by(part=parts * rows.place // rows.of).aggregate(
-            customers=rows.count(),
-            declining=rows.count(where=slips),
-            lost=rows.count(where=gone),
-            at_stake=rows.value.sum(where=slips).fill_null(0.0),
-            largest=rows.value.max(where=slips).fill_null(0.0),
-        )
-        found = counted.order_by("part").to_pandas()
-        found["rest"] = found["customers"] - found["declining"] - found["lost"]
-        counts = found[["customers", "declining", "lost", "rest"]].to_numpy()
-        if len(found) and not ((counts > 0) & (counts < k)).any():
-            break
-    else:
-        raise tables.DataError(
-            f"Too few customers of shop '{base.shop.id}' are declining, or became lost since "
-            f"{base.since}, to tell of them by value: each group needs {k} or nobody."
-        )
+    parts, found = by_value(base)
+    n = base.shop.numbers
     found["group"] = [PARTS[parts][part] for part in found["part"]]
     found["share"] = found["declining"] / found["customers"]
     if ((2 * found["largest"] >= found["at_stake"]) & (found["declining"] > 0)).any():

@@ -149,6 +149,7 @@ def test_nothing_on_the_page_is_made_of_fewer_than_ten(make_shop, seed, size):
     if back := inventory.attempt(lambda: inventory.reactivated(base)):
         assert not any(map(few, [*back.rows["came back"], *back.rows.customers]))
     if gone := inventory.attempt(lambda: inventory.lost_valuable(base)):
+        assert gone.rows["became lost"][0] == warning.rows["became lost"][0]
         assert not any(map(few, [*gone.rows["became lost"], *gone.rows.valuable]))
     for found in (cohorts.activation(shop, as_of=NOW), cohorts.retention(shop, as_of=NOW)):
         shown = found.shown()
