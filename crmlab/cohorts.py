@@ -91,9 +91,7 @@ class Cohorts:
             return f"<p>{escape(self.title)}: no cohort has {self.k} customers or more.</p>"
         shares = [name for name in shown.columns if name not in ("cohort", "customers")]
         formats = {"customers": n.number, **{name: n.percent for name in shares}}
-        headings: dict[Any, str] = {
-            name: f"month {name}" for name in shares if isinstance(name, int)
-        }
+        headings: dict[Any, str] = {name: str(name).removeprefix("within ") for name in shares}
         return results.html_table(shown, title=self.title, formats=formats, headings=headings)
 
 
