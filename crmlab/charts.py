@@ -10,6 +10,7 @@ from matplotlib.ticker import FuncFormatter
 
 from crmlab import drawing
 from crmlab.churn_charts import keeping, reasons, risk_by_tenth, risk_over_time
+from crmlab.customer_charts import bridge, early_warning, retention, stock
 from crmlab.drawing import ACTUAL, MODEL, MUTED, STYLE, Chart
 
 if TYPE_CHECKING:
@@ -21,18 +22,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Chart",
+    "bridge",
     "calibration",
     "calibration_by",
     "concentration",
+    "early_warning",
     "keeping",
     "matrix",
     "path",
     "purchase_counts",
     "reasons",
+    "retention",
     "risk_by_tenth",
     "risk_over_time",
     "season",
     "segments",
+    "stock",
     "tracking",
     "tracking_weekly",
 ]

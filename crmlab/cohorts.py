@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 from crmlab import customers, results, tables
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 # Days within which a second purchase makes a new customer an active one.
 WITHIN = (3, 7, 30, 90)
+# So many cohorts and columns can be read; `to_frame` has them all.
+MOST_SHOWN = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,24 +28,71 @@ class Cohorts:
     """A share for each cohort, as a table.
 
     `table` has one row per cohort: cohort, its first month; customers; and shares between 0 and 1,
-    missing where the log does not reach that far. `left_out` counts the customers of no cohort:
-    they may be older than the log, or came in a month that is cut short.
+    missing where the log does not reach that far. `counts` has how many customers each share is
+    made of, missing where not all of the cohort have been seen for so long. `left_out` counts the
+    customers of no cohort: they may be older than the log, or came in a month that is cut short.
+    `nested`: who counts in one column counts in the next.
     """
 
     title: str
     as_of: dt.date
     table: pd.DataFrame
+    counts: pd.DataFrame
     left_out: int
     numbers: results.Numbers
+    k: int
+    nested: bool = False
 
     def to_frame(self) -> pd.DataFrame:
         """Return the table."""
         return self.table.copy()
 
+    def shown(self) -> pd.DataFrame:
+        """Return what a page may show: the latest cohorts first, and the columns after them.
+
+        Cohorts of fewer than `k` customers are one, "other". A share is missing too where not all
+        of the cohort have been seen for so long, where it or its rest is made of fewer than `k`,
+        and where the next one, taken off, would tell of so few.
+        """
+        import pandas as pd
+
+        sizes = self.table[["cohort", "customers"]]
+        kept = results.merge_small_cells(sizes, label="cohort", customers="customers", k=self.k)
+        names = list(self.counts.columns[1:])
+        label = self.counts["cohort"].where(self.counts["cohort"].isin(kept["cohort"]), "other")
+        counts = self.counts[names].groupby(label).agg(lambda one: one.sum(skipna=False))
+        rows = []
+        for cohort, size in kept.itertuples(index=False):
+            rows.append({"cohort": cohort, "customers": size})
+            shares = self._shares(counts.loc[cohort], size)
+            rows[-1] |= {name: shares[name] for name in names[:MOST_SHOWN]}
+        found = pd.DataFrame(rows, columns=["cohort", "customers", *names[:MOST_SHOWN]])
+        other = found["cohort"] == "other"
+        latest = found[~other].sort_values("cohort", ascending=False).head(MOST_SHOWN)
+        found = pd.concat([latest, found[other]], ignore_index=True)
+        empty = [name for name in names[:MOST_SHOWN] if found[name].isna().all()]
+        return found.drop(columns=empty)
+
+    def _shares(self, counts: pd.Series[float], size: int) -> dict[Any, float]:
+        """Return the shares of one cohort that may be shown; the others are missing."""
+        found, wider = {}, float(size)
+        for name, count in reversed(list(counts.items())):
+            shown = count == count and not any(
+                results.few(one, self.k) for one in (count, wider - count)
+            )
+            found[name] = count / size if shown else math.nan
+            if shown and self.nested:
+                wider = count
+        return found
+
     def _repr_html_(self) -> str:
-        shares = [name for name in self.table.columns if name not in ("cohort", "customers")]
-        formats = {"customers": self.numbers.number, **dict.fromkeys(shares, self.numbers.percent)}
-        return results.html_table(self.table, title=self.title, formats=formats)
+        n, shown = self.numbers, self.shown()
+        if shown.empty:
+            return f"<p>{escape(self.title)}: no cohort has {self.k} customers or more.</p>"
+        shares = [name for name in shown.columns if name not in ("cohort", "customers")]
+        formats = {"customers": n.number, **{name: n.percent for name in shares}}
+        headings: dict[Any, str] = {name: str(name).removeprefix("within ") for name in shares}
+        return results.html_table(shown, title=self.title, formats=formats, headings=headings)
 
 
 def activation(shop: Shop, *, as_of: str | dt.date, within: Sequence[int] = WITHIN) -> Cohorts:
@@ -67,10 +118,13 @@ def activation(shop: Shop, *, as_of: str | dt.date, within: Sequence[int] = WITH
         found[f"seen {days}"] = rows.count(where=seen)
         found[f"back {days}"] = rows.count(where=seen & (waited <= days))
     table = rows.group_by("cohort").aggregate(**found).order_by("cohort").to_pandas()
-    for days in within:
+    counts = table[["cohort"]].copy()
+    for days in sorted(within):
         seen, back = table.pop(f"seen {days}"), table.pop(f"back {days}")
         table[f"within {days} days"] = back / seen.where(seen > 0)
-    return Cohorts("Second purchases of new customers", day, table, left_out, shop.numbers)
+        counts[f"within {days} days"] = back.where(seen == table["customers"])
+    title, k = "Second purchases of new customers within", shop.policy.privacy_k
+    return Cohorts(title, day, table, counts, left_out, shop.numbers, k, nested=True)
 
 
 def _newcomers(shop: Shop, day: dt.date) -> tuple[ir.Table, int]:
@@ -131,10 +185,13 @@ def retention(shop: Shop, *, as_of: str | dt.date) -> Cohorts:
     table = pd.DataFrame(
         {"cohort": [f"{(m - 1) // 12}-{(m - 1) % 12 + 1:02d}" for m in wide.index]}
     )
+    counts = table.copy()
     table["customers"] = wide[0].to_numpy(dtype=int)
     for after in wide.columns[1:]:
         known = wide.index + after <= last
         table[after] = (wide[after] / wide[0]).where(known).to_numpy()
+        counts[after] = wide[after].where(known).to_numpy()
     left_out = int(summary.count().to_pyarrow().as_py()) - int(table["customers"].sum())
-    title = "New customers who bought again, by month after"
-    return Cohorts(title, day, table, left_out, shop.numbers)
+    title = "New customers who bought again, by months after"
+    k = shop.policy.privacy_k
+    return Cohorts(title, day, table, counts, left_out, shop.numbers, k)

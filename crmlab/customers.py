@@ -6,6 +6,7 @@ import datetime as dt
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -168,6 +169,9 @@ class LostCheck:
     came_back: int
     after_gaps: int
     enough: int | None
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self.verdict)}</p>"
 
     @property
     def share(self) -> float:

@@ -121,7 +121,7 @@ def _bought(shop: Shop, day: dt.date) -> ir.Table:
     words = {name: column for name, column in words.items() if column in rows.columns}
     sums |= {name: rows[column].max() for name, column in words.items()}
     days = rows.group_by("customer_id", "purchased_on").aggregate(**sums)
-    bought = purchases.is_purchase(shop, days)
+    bought = purchases.is_purchase(shop, days.amount)
     since = {n: ibis.literal(day - dt.timedelta(n)) for n in (QUARTER, 2 * QUARTER, YEAR)}
     quarter, half, year = (bought & (days.purchased_on > one) for one in since.values())
     each = days.group_by("customer_id").aggregate(

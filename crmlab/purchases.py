@@ -15,21 +15,12 @@ if TYPE_CHECKING:
     from crmlab.sources import Shop
 
 
-def purchase_days(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
-    """Return one row per customer and calendar day with a purchase, up to and with `as_of`.
-
-    Columns `customer_id`, `purchased_on`, `amount` (the day's net amount). A day that nets to
-    less than nothing is no purchase; one that nets to zero is only if the shop's policy
-    `zero_value_purchases` is "count". Anonymous sales have no customer and are left out, and
-    so are the products that the shop's policy calls `not_goods`.
-    """
-    rows = lines(shop, as_of=as_of)
-    days = rows.group_by("customer_id", "purchased_on").aggregate(amount=rows.amount.sum())
-    return days.filter(is_purchase(shop, days))
-
-
 def lines(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
-    """Return the lines of goods that known customers bought or brought back up to a day."""
+    """Return the lines of receipts that count for customers, up to and with `as_of`.
+
+    Anonymous sales have no customer and are left out, and so are the products that the shop's
+    policy calls `not_goods`.
+    """
     import ibis
 
     rows = shop.table("transactions")
@@ -41,11 +32,21 @@ def lines(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
     return rows
 
 
-def is_purchase(shop: Shop, days: ir.Table) -> ir.BooleanValue:
-    """Tell whether the net `amount` of a customer's day makes it a purchase."""
-    if shop.policy.zero_value_purchases == "count":
-        return days.amount >= 0
-    return days.amount > 0
+def is_purchase(shop: Shop, amount: ir.NumericValue) -> ir.BooleanValue:
+    """Tell whether a day of that net amount is a purchase, by the shop's policy."""
+    return amount >= 0 if shop.policy.zero_value_purchases == "count" else amount > 0
+
+
+def purchase_days(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
+    """Return one row per customer and calendar day with a purchase, up to and with `as_of`.
+
+    Columns `customer_id`, `purchased_on`, `amount` (the day's net amount). A day that nets to
+    less than nothing is no purchase; one that nets to zero is only if the shop's policy
+    `zero_value_purchases` is "count". The lines are those of `lines`.
+    """
+    rows = lines(shop, as_of=as_of)
+    days = rows.group_by("customer_id", "purchased_on").aggregate(amount=rows.amount.sum())
+    return days.filter(is_purchase(shop, days.amount))
 
 
 def summary(shop: Shop, *, as_of: str | dt.date) -> ir.Table:

@@ -189,6 +189,7 @@ def merge_small_cells(
     customers: str,
     k: int,
     largest: Mapping[str, str] | None = None,
+    parts: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Merge the cells of fewer than `k` customers, so that the table can go on a manager's page.
 
@@ -202,18 +203,22 @@ def merge_small_cells(
     k : int, the smallest number of customers that may be shown
     largest : sum column -> column with the largest customer's part of it; the latter is not
         returned. Every other column besides `label` must add up over cells.
+    parts : columns that count some of a cell's customers, such as those who left; a cell with
+        between 1 and `k` - 1 in one of them, or in the rest of one, is small too
     """
     import pandas as pd
 
     largest = largest or {}
     cells = cells.reset_index(drop=True)
-    ordered = cells.sort_values([customers, label], kind="stable")
-    counts = ordered[customers].to_numpy()
-    merged = int((counts < k).sum())
-    while 0 < merged < len(counts) and counts[:merged].sum() < k:
+    too_few = (cells[customers] < k) | _any_few(cells, customers, k, parts)
+    ordered = cells.assign(large=~too_few).sort_values(["large", customers, label], kind="stable")
+    merged = int(too_few.sum())
+    grown = ordered[[customers, *parts]].cumsum()
+    small = ((grown[customers] < k) | _any_few(grown, customers, k, parts)).to_numpy()
+    while 0 < merged < len(cells) and small[merged - 1]:
         merged += 1
     kept = cells.drop(index=ordered.index[:merged])
-    if merged and counts[:merged].sum() >= k:
+    if merged and not small[merged - 1]:
         small = cells.loc[ordered.index[:merged]]
         row: dict[str, Any] = {
             name: "other"
@@ -226,9 +231,24 @@ def merge_small_cells(
         kept = pd.concat([kept.astype({label: object}), pd.DataFrame([row])], ignore_index=True)
     for total, part in largest.items():
         # All or none of a column: one blank could be found again by taking the rest from the sum.
-        dominated = bool((kept[part].abs() * 2 >= kept[total].abs()).any())
+        most = kept[part].abs()
+        dominated = bool(((most * 2 >= kept[total].abs()) & (most > 0)).any())
         kept[total] = float("nan") if dominated else kept[total].astype(float)
     return kept.drop(columns=list(largest.values())).reset_index(drop=True)
+
+
+def few(count: float, k: int) -> bool:
+    """Whether so many customers are somebody, but too few to be told of."""
+    return 0 < count < k
+
+
+def _any_few(cells: pd.DataFrame, customers: str, k: int, parts: Sequence[str]) -> pd.Series[bool]:
+    """Tell for each cell whether one of its parts, or what is left without it, is too small."""
+    found = cells[customers] < 0
+    for part in parts:
+        for count in (cells[part], cells[customers] - cells[part]):
+            found |= (count > 0) & (count < k)
+    return found
 
 
 def publish(

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crmlab import clv, cohorts, customers, features, sources
+from crmlab import clv, cohorts, customers, features, inventory, sources
 from crmlab.tables import CONTRACT, DataError
 from tests.conftest import need, new_database
 
@@ -52,6 +52,12 @@ def receipts(n=4000):
     return pa.concat_tables([table, odd, table.slice(200, 5), table.slice(200, 2)])
 
 
+def days(n, step):
+    """Return moments before August 2022, late in the evening, so many days apart."""
+    last = dt.datetime(2022, 7, 31, 22, 30)
+    return [last - dt.timedelta(step * one) for one in range(n)]
+
+
 def others():
     """The other tables, small and dirty."""
     at = pa.array([dt.datetime(2023, 5, day, 23, 30) for day in (1, 2, 3)], pa.timestamp("us"))
@@ -84,6 +90,32 @@ def others():
                 "posted_at": at,
                 "points": pa.array([10, -5, 7], pa.int64()),
                 "kind": ["EARN", "redeem", "gift"],
+            }
+        ),
+        "products": pa.table(
+            {
+                "product_id": [f"p{n}" for n in range(1, 39)],
+                "category": [None if n % 9 == 0 else f"kind {n % 7}" for n in range(1, 39)],
+            }
+        ),
+        "cases": pa.table(
+            {
+                "case_id": [str(n) for n in range(60)],
+                "customer_id": [str(10_001 + n % 40) for n in range(60)],
+                "opened_at": pa.array(days(60, 4), pa.timestamp("us")),
+                "closed_at": pa.array(
+                    [d if n % 2 else None for n, d in enumerate(days(60, 5))], pa.timestamp("us")
+                ),
+                "kind": [("complaint", "question", None)[n % 3] for n in range(60)],
+            }
+        ),
+        "contacts": pa.table(
+            {
+                "campaign_id": ["x"] * 60,
+                "customer_id": [str(10_001 + n) for n in range(60)],
+                "arm": ["mail"] * 60,
+                "assigned_at": pa.array(days(60, 3), pa.timestamp("us")),
+                "sent_at": pa.array(days(60, 3), pa.timestamp("us")),
             }
         ),
     }
@@ -243,6 +275,7 @@ def test_every_rule_of_a_typed_column_is_broken_by_these_data(pair):
             "customer_id without a row in customers",
             "line equal to an earlier one in every column",
             "no goods by the shop's policy (in no customer's figures)",
+            "product_id without a row in products",
             "store_id without a row in stores",
         ],
         "customers": [
@@ -282,8 +315,10 @@ def test_the_features_are_the_same(pair):
     one, other = (features.features(shop, as_of="2022-07-31") for shop in pair())
     assert_same(one, other)
     rows = one.to_pandas()
-    assert {"store", "channel", "case_kind", "points", "contacts", "categories"} <= {*rows}
     assert rows.notna().any().all(), "every feature is known of somebody"
+    assert {"store", "channel", "case_kind"} <= {*rows}
+    for name in ("contacts", "categories", "cases", "case_open_days", "discount_share"):
+        assert rows[name].max() > 0, name
     bought = [features.bought_after(shop, after=dt.date(2022, 7, 31), days=91) for shop in pair()]
     assert_same(*bought)
 
@@ -295,6 +330,16 @@ def test_the_cohorts_are_the_same(pair, ask):
     assert one.left_out == other.left_out > 0
     assert one.table.isna().any(axis=None)  # what the log does not reach is missing on all
     assert one.table["customers"].sum() > 20
+
+
+def test_what_is_asked_of_each_customer_is_the_same(pair):
+    days = {"as_of": "2023-12-31", "since": "2023-10-31"}
+    one, other = (inventory.base(shop, **days) for shop in pair())
+    assert_same(one.rows, other.rows)
+    for part in (inventory.demographics, inventory.lost_valuable, inventory.reactivated):
+        told = [inventory.attempt(lambda part=part, base=base: part(base)) for base in (one, other)]
+        assert told[0]._repr_html_() == told[1]._repr_html_()
+    assert_same(inventory.to_ring(one, n=9), inventory.to_ring(other, n=9))
 
 
 def test_the_log_ends_on_the_same_day(pair):

@@ -28,7 +28,7 @@ HOMES = {
     "papermill": {"reports"},
     "nbconvert": {"reports"},
     "ipywidgets": set(),
-    "matplotlib": {"drawing", "charts"},
+    "matplotlib": {"drawing", "customer_charts", "charts"},
     "click": {"__main__"},
 }
 
