@@ -23,6 +23,10 @@ ENDINGS = (".csv", ".tsv", ".txt", ".gz", ".parquet", ".geojson", ".json", ".xls
 REGIONAL = {"currency": "USD", "locale": "en_US", "timezone": "UTC"}
 
 
+# What a new shop is best asked first.
+FIRST = ("customers",)
+
+
 @dataclass(frozen=True)
 class Proposal:
     """A shop.toml for a new shop; `notes` say what of the source is not used, and why."""
@@ -118,7 +122,8 @@ def review(shop: Shop, *, as_of: str | dt.date | None = None) -> Review:
     if not checks and not broken:
         broken.append(f"Shop '{shop.id}' has no table yet: name one under [tables.transactions].")
     there, lacks, better = {check.table for check in checks}, {}, {}
-    for path in sorted((settings.home() / "notebooks").glob("*.ipynb")):
+    paths = (settings.home() / "notebooks").glob("*.ipynb")
+    for path in sorted(paths, key=lambda path: (path.stem not in FIRST, path.stem)):
         asked = json.loads(path.read_text(encoding="utf-8"))["metadata"].get("crmlab", {})
         if needs := asked.get("needs"):
             lacks[path.stem] = [name for name in needs if name not in there]

@@ -518,11 +518,11 @@ def test_the_review_names_what_each_notebook_lacks_and_what_would_help(project, 
 def test_the_lines_to_paste_make_a_report(project, tmp_path):
     (tmp_path / "sales.csv").write_text("customer,date,total\na,2024-01-02,1\nb,2024-01-03,2\n")
     done = new_shop("shop", tmp_path / "sales.csv")
-    assert "run `crmlab report shop-clv`" in done.stdout
+    assert "run `crmlab report shop-customers`" in done.stdout
     lines = done.stdout[done.stdout.index("[[report]]") :]
     (project / "reports" / "reports.toml").write_text(lines)
     [report] = reports.load(project).values()
-    assert (report.id, report.notebook, report.shop) == ("shop-clv", "clv", "shop")
+    assert (report.id, report.notebook, report.shop) == ("shop-customers", "customers", "shop")
 
 
 def walk(**parameters):
