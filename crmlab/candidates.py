@@ -39,7 +39,8 @@ class Rows:
 
     def part(self, chosen: Array) -> Rows:
         """Return some of the rows."""
-        return Rows(self.frame[chosen], self.who[chosen], self.stopped[chosen])
+        places = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+        return Rows(self.frame.iloc[places], self.who[places], self.stopped[places])
 
     @staticmethod
     def together(parts: Sequence[Rows]) -> Rows:
@@ -320,7 +321,8 @@ def _boosted(rows: Rows) -> Scorer:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     names = [name for names in features.GROUPS.values() for name in names]
-    names = [name for name in names if name in rows.frame]
+    # What nobody has cannot be split by.
+    names = [name for name in names if name in rows.frame and rows.frame[name].notna().any()]
     levels = {
         name: rows.frame[name].value_counts().head(MOST_WORDS).index.tolist()
         for name in names
@@ -333,8 +335,8 @@ def _boosted(rows: Rows) -> Scorer:
             if name not in frame:
                 continue
             if name in levels:
-                codes = pd.Categorical(frame[name], levels[name]).codes.astype(float)
-                found[:, n] = np.where(codes < 0, np.nan, codes)
+                codes = {word: code for code, word in enumerate(levels[name])}
+                found[:, n] = frame[name].map(codes).to_numpy(float)
             else:
                 found[:, n] = frame[name].to_numpy(float)
         return found
