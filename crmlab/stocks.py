@@ -100,11 +100,11 @@ class Stock(Table):
         stock = self.rows.set_index("stage")["now"]
         lost = stock["lost"] / (stock["lost"] + self.active[1])
         found = [
-            results.Kpi("active customers", self.active[1], "count", "up", "not lost"),
-            results.Kpi("new", stock.get("new", math.nan), "count", "up", "one purchase so far"),
-            results.Kpi("declining", stock.get("declining", math.nan), "count", "down",
+            results.Kpi("Active customers", self.active[1], "count", "up", "not lost"),
+            results.Kpi("New", stock.get("new", math.nan), "count", "up", "one purchase so far"),
+            results.Kpi("Declining", stock.get("declining", math.nan), "count", "down",
                         "silent for longer than usual"),
-            results.Kpi("lost", lost, "share", "down", "of all who ever bought"),
+            results.Kpi("Lost", lost, "share", "down", "of all who ever bought"),
         ]  # fmt: skip
         return [tile for tile in found if tile.value == tile.value]
 

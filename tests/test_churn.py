@@ -12,7 +12,7 @@ from crmlab.tables import DataError, UsageError, day
 
 @pytest.fixture(scope="module")
 def cdnow(home):
-    return sources.open_shop("cdnow")
+    return sources.open_shop(home / "data" / "cdnow" / "shop.toml")
 
 
 @pytest.fixture(scope="module")

@@ -95,6 +95,18 @@ def stages_of(folder):
             against(shown, ours, plain, "our summary", most=2)
 
 
+def risk(folder):
+    child("generate", folder=folder, rows=10_000_000, customers=1_000_000, files=1)
+    turns = child("learnable", folder=folder, rounds=ROUNDS)
+    for name, what in {"": "features of 10 M lines", " cpu": "  the same, processor time"}.items():
+        ours, plain = (statistics.median(turns[one + name]) for one in ("features", "summary"))
+        against(what, ours, plain, "our summary", most=4)
+    found = child("risks_of", folder=folder)
+    for name in ("closed form", "scorecard", "gradient boosting"):
+        within(f"scoring {found['customers']:,} with reasons, {name}", found[name], "s", 10)
+    within("  extra memory", found["extra"], "MB", digits=0)
+
+
 def demo_shop(folder, customers):
     made = [child("simulate", folder=folder, customers=customers) for _ in range(ROUNDS)]
     seconds, size = median(made, "write"), f"demo shop of {customers:,} customers"
@@ -268,8 +280,8 @@ def main():
     show("what", "ours", "peer", "ratio", "target")
     scratch = Path(tempfile.mkdtemp(prefix="crmlab-bench-", dir=options.folder))
     pieces = [
-        (customers_of, ()), (stages_of, ()), (demo_shop, (200_000,)), (processes, ()), (runs, ()),
-        (value, ()), (hits, ()), (coverage, ()),
+        (customers_of, ()), (stages_of, ()), (risk, ()), (demo_shop, (200_000,)), (processes, ()),
+        (runs, ()), (value, ()), (hits, ()), (coverage, ()),
     ] if not options.large else [(large, ()), (demo_shop, (1_000_000,))]  # fmt: skip
     try:
         for piece, arguments in pieces:

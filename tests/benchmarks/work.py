@@ -210,13 +210,54 @@ def stages(folder, rounds):
         "stages": lambda: customers.stages(shop, as_of=AS_OF).stage.value_counts().execute(),
         "flows": lambda: customers.flows(shop, start="2025-11-30", end=AS_OF),
     }
+    return in_turn(asked, rounds)
+
+
+def in_turn(asked, rounds):
+    """Time several questions one after the other, so often; the first round is to warm up."""
     turns = []
-    for _ in range(rounds + 1):  # the first is to warm up
+    for _ in range(rounds + 1):
         turns.append({})
         for name, ask in asked.items():
             with clock(turns[-1], name):
                 ask()
     return {name: [turn[name] for turn in turns[1:]] for name in turns[0]}
+
+
+def learnable(folder, rounds):
+    """Time the features of a risk and the summary in turn, in one process."""
+    from crmlab import features
+
+    shop, customers, _ = opened(folder)
+    shop.check()
+    asked = {
+        "summary": lambda: customers.summary(shop, as_of=AS_OF),
+        "features": lambda: shop.landed(features.features(shop, as_of=AS_OF), "features"),
+    }
+    return in_turn(asked, rounds)
+
+
+def risks_of(folder):
+    """Time scoring every customer with reasons, by each kind of method."""
+    import datetime as dt
+
+    from crmlab import candidates, features, reasons, risks, tables
+
+    shop, customers, _ = opened(folder)
+    shop.check()
+    day, found = tables.day(AS_OF), {}
+    block = risks.block(shop, day - dt.timedelta(182), 182, risks.numbered(shop, day))
+    rows = shop.landed(features.features(shop, as_of=AS_OF), "features")
+    found["customers"] = rows.count().to_pyarrow().as_py()
+    forms = risks.closed_forms(shop, day, 182, block.rows.frame)
+    learnt = {
+        name: candidates.learn(name, block.rows) for name in ("scorecard", "gradient boosting")
+    }
+    before = memory("VmHWM")
+    for name, scorer in {"closed form": next(iter(forms.values())), **learnt}.items():
+        with clock(found, name):
+            reasons.scored(scorer, rows, shop.landed)
+    return found | {"extra": memory("VmHWM") - before}
 
 
 def scans(folder, table):
