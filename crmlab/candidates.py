@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from crmlab.models import Array
 
 BASE, RECENCY, SCORECARD, BOOSTED = "base rate", "recency only", "scorecard", "gradient boosting"
-CLOSED_FORMS = {"BG/NBD": "bgnbd", "MBG/NBD": "mbgnbd", "Pareto/NBD": "paretonbd"}
+# The purchase models that are fitted, and what the log may leave of them: NBD, where nobody stops.
+MODELS = ("bgnbd", "mbgnbd", "paretonbd")
+CLOSED_FORMS = ("NBD", "BG/NBD", "MBG/NBD", "Pareto/NBD")
 # From the simplest to the richest: where two are as good, the one further to the left is taken.
 METHODS = (BASE, RECENCY, *CLOSED_FORMS, SCORECARD, BOOSTED)
 # Isotonic regression follows chance where the rarer outcome came to fewer customers.
@@ -57,13 +59,15 @@ class Scorer:
     """A fitted method: features in, the chance of silence out.
 
     `parts`, where there is one, splits the log-odds before calibration into what each group of
-    features adds to those of an average customer: exactly for the scorecard, else as a model's.
+    features adds to those of an average customer: exactly for the scorecard, else as a model's, which
+    is `slow`.
     """
 
     method: str
     raw: Callable[[pd.DataFrame], Array]
     parts: Callable[[pd.DataFrame], pd.DataFrame] | None = None
     calibration: Calibration = field(default_factory=lambda: Calibration())
+    slow: bool = False
 
     def chance(self, frame: pd.DataFrame) -> Array:
         """Return the calibrated chance of silence for each row."""
@@ -71,7 +75,7 @@ class Scorer:
 
     def calibrated(self, calibration: Calibration) -> Scorer:
         """Return the same with another calibration."""
-        return Scorer(self.method, self.raw, self.parts, calibration)
+        return replace(self, calibration=calibration)
 
 
 @dataclass(frozen=True, eq=False)
@@ -370,4 +374,6 @@ def _boosted(rows: Rows) -> Scorer:
                 added[group] = whole - odds(other)
         return pd.DataFrame(added, index=frame.index)
 
-    return Scorer(BOOSTED, lambda frame: np.asarray(1 / (1 + np.exp(-odds(matrix(frame))))), parts)
+    return Scorer(
+        BOOSTED, lambda frame: np.asarray(1 / (1 + np.exp(-odds(matrix(frame))))), parts, slow=True
+    )

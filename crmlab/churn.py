@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
@@ -166,7 +167,7 @@ def fit(shop: Shop, *, as_of: str | dt.date, horizon_days: int = 0, seed: int = 
         earlier = _earlier(shop, cuts[0], window, numbered)
         tests = [risks.uncalibrated(blocks[0], forms[0], earlier)]
     backtest = risks.summed_up(tests, days=days, k=k, seed=seed, numbers=shop.numbers)
-    scorer = _final(shop, day, days, blocks, backtest, seed)
+    scorer = _final(shop, day, days, blocks, forms[0], backtest, seed)
     cautions = tuple(filter(None, [_shock(blocks), _sampled(blocks)]))
     return Risk(scorer, backtest, day, days, cautions)
 
@@ -222,7 +223,13 @@ def _earlier(shop: Shop, cut: dt.date, window: int, numbered: ir.Table) -> dict[
 
 
 def _final(
-    shop: Shop, day: dt.date, days: int, blocks: list[Block], backtest: Backtest, seed: int
+    shop: Shop,
+    day: dt.date,
+    days: int,
+    blocks: list[Block],
+    forms: Mapping[str, Scorer],
+    backtest: Backtest,
+    seed: int,
 ) -> Scorer:
     """Fit the choice anew: everything one cut-off later than in the test, up to today."""
     choice = backtest.choice
@@ -230,13 +237,12 @@ def _final(
         return candidates.base_rate(blocks[0].rate)
     if choice in CLOSED_FORMS:
         frame = blocks[0].rows.frame
-        now = risks.closed_forms(shop, day, days, frame).get(choice)
-        then = risks.closed_forms(shop, blocks[0].cut, days, frame).get(choice)
-        if now is None or then is None:
-            raise tables.DataError(f"{choice} cannot be fitted to the log up to {day}.")
+        now = risks.closed_forms(shop, day, days, frame).get(choice, forms.get(choice))
+        if now is None:
+            raise tables.DataError(f"{choice} can no longer be fitted to the log up to {day}.")
         if not backtest.calibrated:
             return now
-        done, _ = candidates.calibrate(then, blocks[0].rows, seed)
+        done, _ = candidates.calibrate(forms.get(choice, now), blocks[0].rows, seed)
         return now.calibrated(done.calibration)
     training = candidates.Rows.together([one.rows for one in blocks[1 : 1 + risks.TRAINING]])
     return candidates.calibrate(candidates.learn(choice, training), blocks[0].rows, seed)[0]
@@ -274,7 +280,8 @@ def score(risk: Risk, shop: Shop, *, as_of: str | dt.date) -> ir.Table:
     local ibis table, one row per customer: customer_id; p_stop, the chance of no purchase in the
     risk's `horizon_days` after `as_of`; reason_1, reason_2, reason_3, in words, the weightiest
     first and null where there is none; main_reason, the kind of the first. Reasons are given to
-    those whose p_stop is above the average; they say what the score rests on, not what caused it.
+    those whose p_stop is above the average (of gradient boosting, to the 100,000 of the highest);
+    they say what the score rests on, not what caused it.
 
     Raises
     ------

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # So many customers are scored at a time, and so many reasons are given.
 BATCH, REASONS = 100_000, 3
+# Where each reason takes a forecast of its own, only so many of the highest risk get them.
+MOST_SLOW = 100_000
 # What a group of features is about, in words for many customers.
 KINDS = {
     "silence": "silent for longer than usual",
@@ -66,6 +68,8 @@ def scored(scorer: Scorer, rows: ir.Table, landed: Callable[[ir.Table, str], ir.
         chances[part] = scorer.chance(frame)
     # Whose risk is average or less needs no reason.
     risky = chances > chances.mean() if in_all else chances > 0
+    if scorer.slow and risky.sum() > MOST_SLOW:
+        risky = chances >= np.partition(chances, -MOST_SLOW)[-MOST_SLOW]
     if scorer.parts is not None:
         for part, frame in batches():
             codes[part][risky[part]] = _weightiest(scorer.parts(frame[risky[part]]))

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from crmlab import candidates, customers, features, fitting, probabilities, results, tables
-from crmlab.candidates import BASE, BOOSTED, CLOSED_FORMS, METHODS, RECENCY, SCORECARD, Rows, Scorer
+from crmlab.candidates import BASE, BOOSTED, METHODS, RECENCY, SCORECARD, Rows, Scorer
 from crmlab.probabilities import Interval
 
 if TYPE_CHECKING:
@@ -79,15 +79,10 @@ def closed_forms(shop: Shop, cut: dt.date, days: int, frame: pd.DataFrame) -> di
     """Fit the purchase models at a cut-off; those that the log cannot carry are left out."""
     summary = customers.summary(shop, as_of=cut)
     try:
-        models = fitting.fit_each(summary, list(CLOSED_FORMS.values()), as_of=cut)
+        models = fitting.fit_each(summary, candidates.MODELS, as_of=cut)
     except tables.DataError:
         return {}
-    found: dict[str, Scorer] = {}
-    for (title, name), model in zip(CLOSED_FORMS.items(), models, strict=True):
-        # Where nobody is seen to stop, each of them falls back to NBD: one is enough.
-        if model.model == name or not found:
-            found[title] = candidates.closed_form(model, title, days, frame)
-    return found
+    return {one.title: candidates.closed_form(one, one.title, days, frame) for one in models}
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,17 +141,18 @@ class Backtest:
                 f"Who will be silent for {days} days cannot be foretold here: {tried} told more "
                 "than the base rate. No score is given."
             )
-        skill = (n.percent(row[name], 0) for name in ("skill", "skill_low", "skill_high"))
-        told = "Of the error of the base rate the {} saves {} ({} to {})".format(
-            self.choice, *skill
+        less, low, high = (n.percent(row[one], 0) for one in ("skill", "skill_low", "skill_high"))
+        told = (
+            f"The forecast ({self.choice}) errs {less} less ({low} to {high}) than saying the same "
+            "of everyone"
         )
         over = row["over_recency"]
         if self.choice == RECENCY or over != over:
             more = ""
         elif row["over_recency_low"] > 0:
-            more = f", and {n.percent(over, 0)} of that of the days of silence alone"
+            more = f", and {n.percent(over, 0)} less than going by the days of silence alone"
         else:
-            more = ", but no more than the days of silence alone: a rule of thumb would do"
+            more = ", but no less than going by the days of silence alone: a rule of thumb would do"
         state = "" if self.calibrated else (
             " The history is too short to learn and to calibrate, so the score is uncalibrated: "
             "use it for the order of customers only."

@@ -53,7 +53,7 @@ def test_cdnow_39_weeks_ahead_equals_the_measured_closed_forms(cdnow):
 
 def test_all_candidates_stand_side_by_side_and_closed_forms_win_on_cdnow(risk):
     test = risk.backtest
-    assert test.rows["method"].tolist() == list(candidates.METHODS)
+    assert test.rows["method"].tolist() == [one for one in candidates.METHODS if one != "NBD"]
     assert risk.choice in candidates.CLOSED_FORMS
     best = test.rows.set_index("method")["brier"]
     assert best[test.best] == best.min()
