@@ -59,8 +59,8 @@ class Scorer:
     """A fitted method: features in, the chance of silence out.
 
     `parts`, where there is one, splits the log-odds before calibration into what each group of
-    features adds to those of an average customer: exactly for the scorecard, else as a model's, which
-    is `slow`.
+    features adds to those of an average customer: exactly for the scorecard and closed forms, else
+    as the model's, which is `slow`.
     """
 
     method: str
