@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from crmlab import results, tables
+from crmlab import effects, results, tables
 from crmlab.stocks import Table
 
 if TYPE_CHECKING:
@@ -24,26 +22,6 @@ PARTS = {
     2: ("upper half", "lower half"),
     1: ("all",),
 }
-
-
-def newcombe(
-    x1: int, n1: int, x0: int, n0: int, *, confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """Return x1 / n1 - x0 / n0 and its interval, shares of 1.
-
-    Newcombe (1998), Statistics in Medicine 17, 873-890, method 10: Wilson's intervals combined.
-
-    >>> [round(one, 4) for one in newcombe(56, 70, 48, 80)]
-    [0.2, 0.0524, 0.3339]
-    """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    ends = []
-    for x, n in ((x1, n1), (x0, n0)):
-        p, half = x / n, z * math.sqrt(z * z + 4 * x * (n - x) / n)
-        ends.append((p, *((2 * x + z * z + sign * half) / (2 * (n + z * z)) for sign in (-1, 1))))
-    (p1, low1, high1), (p0, low0, high0) = ends
-    low = p1 - p0 - math.hypot(p1 - low1, high0 - p0)
-    return p1 - p0, low, p1 - p0 + math.hypot(high1 - p1, p0 - low0)
 
 
 def reactivated(base: Base) -> Table:
@@ -189,7 +167,7 @@ def _held_out(base: Base, lost: ir.Table, contacts: ir.Table | None) -> list[str
             said.append(f"Too few of them were in “{title}” to compare with its hold-out.")
             continue
         (x1, n1), (x0, n0) = cells[False], cells[True]
-        change, low, high = newcombe(x1, n1, x0, n0)
+        change, low, high = effects.newcombe(x1, n1, x0, n0)
         points = [n.number(100 * one, 1) for one in (change, low, high)]
         proof = "the contact did that" if low > 0 or high < 0 else "that may be chance"
         said.append(

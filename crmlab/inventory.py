@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from crmlab import results, tables
-from crmlab.departures import PARTS, by_value, lost_valuable, newcombe, reactivated, to_ring
+from crmlab import effects, results, tables
+from crmlab.departures import PARTS, by_value, lost_valuable, reactivated, to_ring
 from crmlab.profiles import Base, base
 from crmlab.stocks import LeftOut, Stock, Table, attempt, stock, was_lost
 
@@ -28,7 +28,6 @@ __all__ = [
     "demographics",
     "early_warning",
     "lost_valuable",
-    "newcombe",
     "reactivated",
     "rfm",
     "stock",
@@ -225,8 +224,8 @@ def _whose_differ(found: pd.DataFrame, n: results.Numbers) -> str:
     for row, others in zip(found.itertuples(), rest.itertuples(), strict=True):
         if others.customers == 0 or row.value in ("unknown", "other"):
             continue
-        ends = newcombe(row.lost, row.customers, others.lost, others.customers,
-                        confidence=1 - 0.05 / len(found))  # fmt: skip
+        ends = effects.newcombe(row.lost, row.customers, others.lost, others.customers,
+                                alpha=0.05 / len(found))  # fmt: skip
         if ends[1] > 0 or ends[2] < 0:
             clear.append((-abs(ends[0]), f"{row.what} {row.value}", ends[0], row))
     if not clear:

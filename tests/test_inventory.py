@@ -174,13 +174,7 @@ def test_stages_of_too_few_stand_together_and_cannot_be_found_from_the_rest(make
     }  # fmt: skip
     assert not any(map(few, stock.rows.now))
     assert list(stock.bridge.what) == ["before", "change", "now"]
-    assert [tile.label for tile in stock.kpis if tile.label == "new"] == []
-
-
-def test_interval_matches_newcombe_1998_table_2_case_a():
-    by, low, high = inventory.newcombe(56, 70, 48, 80)
-    assert by == pytest.approx(0.2)
-    assert (low, high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert [tile.label for tile in stock.kpis if tile.label == "New"] == []
 
 
 def test_the_reactivated_are_told_by_contact_and_the_hold_out_has_the_last_word(home):

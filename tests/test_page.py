@@ -7,7 +7,7 @@ import pytest
 from crmlab import reports
 from tests.projects import go, goes, write_notebook
 
-DEMO = ["cdnow-clv", "demo-clv", "complete-journey-clv", "demo-customers"]
+DEMO = ["cdnow-clv", "demo-clv", "complete-journey-clv", "demo-customers", "demo-churn"]
 
 
 @pytest.fixture(scope="module")
