@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Backtest", "Horizon", "Keeping", "Risk", "fit", "horizon", "score", "worth_keeping"]
 
+# The fewest and the most days that may be asked for.
+ALLOWED = (7, 1_100)
 # What may be proposed, in whole weeks; from a month to a year.
 HORIZONS = (28, 56, 91, 182, 273, 364)
 # So many returns of ten come within the horizon: a longer silence is no longer usual.
@@ -30,8 +32,8 @@ USUAL_SHARE = 0.8
 LEAST_HISTORY = 56
 # A share of stops further than this from the others' median is no drift, but an event.
 SHOCK = 0.1
-# From this chance on it is two to one that a customer will be silent.
-LIKELY = 2 / 3
+# Of the chances that customers are counted by.
+ENDS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Horizon:
         told = f"{n.percent(self.share, 0)} of all returns came within {days} days of the purchase"
         if self.share >= USUAL_SHARE:
             return f"{told} before: a longer silence is unusual here."
+        if self.days < self.longest:
+            return f"{told} before: such a silence is nothing unusual here. Take more days."
         return (
             f"{told} before; more days would say more, but the history has room for "
             f"{n.number(self.longest)} at most where a score is to be learnt, calibrated and "
@@ -74,6 +78,8 @@ def horizon(shop: Shop, *, as_of: str | dt.date, days: int = 0) -> Horizon:
     over are not counted, so in a young shop the truth is longer.
     """
     day = tables.day(as_of)
+    if days:
+        tables.check_range("horizon_days", days, *ALLOWED)
     purchases.check_date(shop, day)
     bought = purchases.purchase_days(shop, as_of=day)
     before = bought.purchased_on.lag().over(group_by="customer_id", order_by="purchased_on")
@@ -145,8 +151,10 @@ def fit(shop: Shop, *, as_of: str | dt.date, horizon_days: int = 0, seed: int = 
     """
     day = tables.day(as_of)
     days = horizon_days or horizon(shop, as_of=day).days
-    tables.check_range("horizon_days", days, 7, 1_100)
+    tables.check_range("horizon_days", days, *ALLOWED)
     purchases.check_date(shop, day)
+    # Days after the log's end would count as silence.
+    day = min(day, shop.check("transactions").last or day)
     numbered = risks.numbered(shop, day)
     cuts, window = _cuts(shop, day, days)
     blocks = [risks.block(shop, cut, days, numbered) for cut in cuts]
@@ -174,7 +182,8 @@ def fit(shop: Shop, *, as_of: str | dt.date, horizon_days: int = 0, seed: int = 
 
 def _cuts(shop: Shop, day: dt.date, days: int) -> tuple[list[dt.date], int]:
     """Return the cut-offs, the newest first, and a length for a shorter look before the first."""
-    begin = shop.check("transactions").first or day
+    bought = purchases.purchase_days(shop, as_of=day)
+    begin = bought.purchased_on.min().to_pyarrow().as_py() or day
     history = (day - begin).days
     most = risks.TRAINING + 1 + risks.ORIGINS - 1
     least = max(LEAST_HISTORY, min(days, history // 3))
@@ -182,8 +191,8 @@ def _cuts(shop: Shop, day: dt.date, days: int) -> tuple[list[dt.date], int]:
     cuts = [cut for cut in cuts if (cut - begin).days >= least]
     if not cuts:
         raise tables.DataError(
-            f"The log of shop '{shop.id}' begins on {begin}: to foretell {days} days of silence it "
-            f"must reach back {days + least} days from {day}, and it reaches back {history}. "
+            f"The first customer of shop '{shop.id}' bought on {begin}, {history} days before "
+            f"{day}: to foretell {days} days of silence the log must reach back {days + least}. "
             "Choose a shorter horizon_days."
         )
     return cuts, (cuts[0] - begin).days // 3
@@ -199,6 +208,10 @@ def _check_outcomes(block: Block, days: int, k: int) -> None:
     if _has_both(block, k):
         return
     stops = int(block.rows.stopped.sum())
+    if len(block.rows.stopped) < k:
+        raise tables.DataError(
+            f"Fewer than {k} customers were not lost on {block.cut}: too few to learn from."
+        )
     some = "nobody" if not stops else f"fewer than {k}" if stops < k else "nearly all"
     raise tables.DataError(
         f"Of {len(block.rows.stopped):,} customers who were not lost on {block.cut}, {some} did "
@@ -306,7 +319,7 @@ class AtRisk:
 
     customers: int
     expected: float
-    likely: int
+    likely: float
     bands: pd.DataFrame
     reasons: pd.DataFrame
     horizon_days: int
@@ -317,13 +330,13 @@ class AtRisk:
     def kpis(self) -> list[results.Kpi]:
         """The tiles of the page."""
         days = f"for {self.numbers.number(self.horizon_days)} days"
-        likely = self.likely if self.k <= self.likely <= self.customers - self.k else float("nan")
         return [
             results.Kpi("Customers not yet lost", self.customers, "count", "up"),
             results.Kpi("Expected to be silent", self.expected, "count", "down", days),
             results.Kpi("Share expected to be silent", self.expected / self.customers, "share",
                         "down", days),
-            results.Kpi("At two in three or more", likely, "count", "down", "chance of silence"),
+            results.Kpi("At highest risk", self.likely, "count", "down",
+                        f"chance of {self.numbers.percent(ENDS[-2], 0)} or more"),
         ]  # fmt: skip
 
     @property
@@ -359,21 +372,22 @@ def at_risk(scores: ir.Table, risk: Risk, *, numbers: results.Numbers, k: int) -
     scores : as `score` gives them
     k : int, the fewest customers a figure may stand for
     """
-    ends = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     names = [
-        f"{numbers.percent(low, 0)} to {numbers.percent(high, 0)}" for low, high in pairwise(ends)
+        f"{numbers.percent(low, 0)} to {numbers.percent(high, 0)}" for low, high in pairwise(ENDS)
     ]
     place = (scores.p_stop * 5).floor().cast("int64").clip(upper=4)
     found = scores.group_by(place=place).aggregate(
         customers=scores.count(),
         expected=scores.p_stop.sum(),
-        likely=scores.count(where=scores.p_stop >= LIKELY),
     )
     counted = found.order_by("place").to_pandas()
     if (customers := int(counted["customers"].sum())) < k:
         raise tables.DataError(f"Fewer than {k} customers are not lost; nothing can be shown.")
     counted.insert(0, "band", [names[n] for n in counted.pop("place")])
-    likely = int(counted.pop("likely").sum())
+    expected = float(counted["expected"].sum())
+    bands = results.merge_small_cells(counted, label="band", customers="customers", k=k)
+    # What the tile tells, the table tells too.
+    likely = bands.set_index("band")["customers"].get(names[-1], float("nan"))
     told = scores.filter(scores.main_reason.notnull())
     told = told.group_by(what="main_reason").aggregate(customers=told.count())
     why = told.order_by("what").to_pandas()
@@ -381,9 +395,9 @@ def at_risk(scores: ir.Table, risk: Risk, *, numbers: results.Numbers, k: int) -
     why = why.sort_values(["customers", "what"], ascending=[False, True], ignore_index=True)
     return AtRisk(
         customers=customers,
-        expected=float(counted["expected"].sum()),
+        expected=expected,
         likely=likely,
-        bands=results.merge_small_cells(counted, label="band", customers="customers", k=k),
+        bands=bands,
         reasons=why.assign(share=why["customers"] / max(1, why["customers"].sum())),
         horizon_days=risk.horizon_days,
         k=k,

@@ -95,7 +95,9 @@ class Cohorts:
         return results.html_table(shown, title=self.title, formats=formats, headings=headings)
 
 
-def activation(shop: Shop, *, as_of: str | dt.date, within: Sequence[int] = WITHIN) -> Cohorts:
+def activation(
+    shop: Shop, *, as_of: str | dt.date, within: Sequence[int] | str = WITHIN
+) -> Cohorts:
     """Tell how many new customers bought a second time within so many days of the first.
 
     Returns
@@ -107,9 +109,13 @@ def activation(shop: Shop, *, as_of: str | dt.date, within: Sequence[int] = WITH
     ------
     DataError as `customers.summary` does; UsageError for a number of days below 1
     """
-    day = tables.day(as_of)
-    if not within or min(within) < 1:
-        raise tables.UsageError(f"within = {tuple(within)} must be numbers of days, 1 or more.")
+    day, asked = tables.day(as_of), within
+    if isinstance(within, str):
+        parts = [part.strip() for part in within.split(",")]
+        within = [int(part) if part.isdecimal() else 0 for part in parts]
+    if not within or not all(type(days) is int and 0 < days < 10_000 for days in within):
+        raise tables.UsageError(f"within = {asked!r} must be whole numbers of days, 1 or more.")
+    within = sorted(set(within))
     rows, left_out = _newcomers(shop, day)
     waited = rows.second.delta(rows.first_purchase, unit="day")
     found = {"customers": rows.count()}
@@ -119,7 +125,7 @@ def activation(shop: Shop, *, as_of: str | dt.date, within: Sequence[int] = WITH
         found[f"back {days}"] = rows.count(where=seen & (waited <= days))
     table = rows.group_by("cohort").aggregate(**found).order_by("cohort").to_pandas()
     counts = table[["cohort"]].copy()
-    for days in sorted(within):
+    for days in within:
         seen, back = table.pop(f"seen {days}"), table.pop(f"back {days}")
         table[f"within {days} days"] = back / seen.where(seen > 0)
         counts[f"within {days} days"] = back.where(seen == table["customers"])

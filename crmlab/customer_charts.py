@@ -21,16 +21,17 @@ if TYPE_CHECKING:
 def stock(result: Stock) -> Chart:
     """Draw how many customers are in each stage before and now."""
     n, rows = result.numbers, result.rows
+    sides = [("before", result.before, MUTED, -0.2), ("now", result.now, MODEL, 0.2)]
+    sides = [side for side in sides if side[0] in rows]
     told = "; ".join(
-        f"{row.stage}: {n.number(row.before)} before, {n.number(row.now)} now"
+        f"{row.stage}: " + ", ".join(f"{n.number(getattr(row, s))} {s}" for s, *_ in sides)
         for row in rows.itertuples()
     )
     with matplotlib.rc_context(STYLE):
         chart, axes = drawing.draw(
             "Where do our customers stand?",
-            f"Customers by stage on {result.before} and {result.now}. {told}.",
+            f"Customers by stage on {' and '.join(day for _, day, *_ in sides)}. {told}.",
         )
-        sides = (("before", result.before, MUTED, -0.2), ("now", result.now, MODEL, 0.2))
         for side, day, colour, shift in sides:
             places = [place + shift for place in range(len(rows))]
             axes.barh(places, rows[side].fillna(0), 0.38, color=colour, label=day)
@@ -39,11 +40,11 @@ def stock(result: Stock) -> Chart:
                           fontsize=10)  # fmt: skip
         axes.set_yticks(range(len(rows)), rows["stage"])
         axes.invert_yaxis()
-        axes.set_xlim(right=1.14 * max(1, rows[["before", "now"]].max().max()))
+        axes.set_xlim(right=1.14 * max(1, rows.max(numeric_only=True).max()))
         axes.set(xlabel="customers")
         axes.grid(visible=False, axis="y")
         # Between the shortest bars there is room on the right.
-        axes.legend(frameon=False, labelcolor=[MUTED, MODEL])
+        axes.legend(frameon=False, labelcolor=[colour for *_, colour, _ in sides])
         _counts(axes, n)
     return chart
 
@@ -52,7 +53,7 @@ def bridge(result: Stock) -> Chart:
     """Draw the steps from the active customers before to those now."""
     n, steps = result.numbers, result.bridge
     if steps is None:
-        raise ValueError("This stock has no bridge: use that of inventory.stock.")
+        raise ValueError("Too few customers moved: this stock has no bridge.")
     rows = list(steps.itertuples(index=False))
     told = "; ".join(f"{row.what}: {n.number(row.customers)}" for row in rows[1:-1])
     was, now = rows[0].customers, rows[-1].customers

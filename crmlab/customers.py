@@ -194,9 +194,12 @@ class LostCheck:
 def lost_check(shop: Shop, *, as_of: str | dt.date, days: int = 365) -> LostCheck:
     """Look back: who was called lost so many days before `as_of`, and bought by then after all.
 
-    Raises `DataError` if the log does not reach back so far.
+    Raises `DataError` if the log does not reach back so far, `UsageError` for a number of days
+    that is not from 1 to 10,000.
     """
     last = tables.day(as_of)
+    if type(days) is not int or not 1 <= days <= 10_000:
+        raise tables.UsageError(f"days is {days!r}; it must be a whole number from 1 to 10000.")
     then, gaps = last - dt.timedelta(days), shop.policy.lost_after_gaps
     lives, _ = _lives(shop, [then, last])
     seen = lives.filter(lives.purchases_0 > 0)

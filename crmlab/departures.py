@@ -42,6 +42,7 @@ def reactivated(base: Base) -> Table:
     import pandas as pd
 
     k, n, shop = base.k, base.shop.numbers, base.shop
+    _refuse_few_moved(base)
     rows = base.rows.filter(base.rows.before == "lost").mutate(back=base.rows.stage != "lost")
     contacts = _contacts(base)
     if contacts is not None:
@@ -65,7 +66,15 @@ def reactivated(base: Base) -> Table:
     found = results.merge_small_cells(
         found, label="group", customers="customers", k=k, parts=["came_back"]
     )
-    said = _after_contact(found, n, contacts is not None, shop.has("contacts"))
+    compared = _held_out(base, rows, contacts, lost, came_back)
+    told = [arm for _, *arms in compared for arm in arms]
+    sides = [(row.customers, row.came_back) for row in found.itertuples()]
+    # Beside the arms, counts of the groups would tell of those few who are in one and not in the
+    # other; a rate in whole percent does not.
+    alike = any(results.few(abs(a - b), k) for side in sides for arm in told
+                for a, b in zip(side, arm, strict=True))  # fmt: skip
+    said = _after_contact(found, n, contacts is not None, shop.has("contacts"), 0 if alike else 1)
+    found = found.iloc[:0] if alike else found
     if len(found) == 1:
         found["group"] = "all"
     else:
@@ -76,20 +85,22 @@ def reactivated(base: Base) -> Table:
         f"{n.number(came_back)} of {n.number(lost)} customers who were lost on "
         f"{n.day(base.since)} came back since. {said}"
     )
-    verdict = " ".join([verdict, *_held_out(base, rows, contacts)])
+    verdict = " ".join(filter(None, [verdict.strip(), *(sentence for sentence, *_ in compared)]))
     shown = found.rename(columns={"came_back": "came back"})
     return Table("Who came back", shown, verdict, n, (), ("share",))
 
 
-def _after_contact(found: pd.DataFrame, n: results.Numbers, in_period: bool, has: bool) -> str:
+def _after_contact(
+    found: pd.DataFrame, n: results.Numbers, in_period: bool, has: bool, digits: int
+) -> str:
     """Say what the return rates of the contacted and the others do and do not tell."""
     shares = found.set_index("group")
     if {"contacted before", "not contacted"} <= set(shares.index):
         rates = shares["came_back"] / shares["customers"]
         return (
-            f"{n.percent(rates['contacted before'])} of those contacted came back, and "
-            f"{n.percent(rates['not contacted'])} of the others: after the contact, not because of "
-            "it, as those contacted were chosen."
+            f"{n.percent(rates['contacted before'], digits)} of those contacted came back, and "
+            f"{n.percent(rates['not contacted'], digits)} of the others: after the contact, not "
+            "because of it, as those contacted were chosen."
         )
     if in_period:
         return "Too few of them were contacted, or left alone, to compare the two."
@@ -124,8 +135,10 @@ def _contacts(base: Base) -> ir.Table | None:
     return rows if rows.count().to_pyarrow().as_py() else None
 
 
-def _held_out(base: Base, lost: ir.Table, contacts: ir.Table | None) -> list[str]:
-    """Compare the arms of each randomised campaign drawn since, in a sentence for each.
+def _held_out(
+    base: Base, rows: ir.Table, contacts: ir.Table | None, lost: int, back: int
+) -> list[tuple[Any, ...]]:
+    """Compare the arms of each randomised campaign drawn since: a sentence, and what it counts.
 
     Among those lost at `since` who had not come back before the arms were drawn, by the arm that
     they were given, sent or not.
@@ -147,34 +160,37 @@ def _held_out(base: Base, lost: ir.Table, contacts: ir.Table | None) -> list[str
     arms = contacts.filter(drawn_on).left_join(drawn, contacts.campaign_id == drawn.id)
     arms = arms.filter(arms["id"].notnull())
     arms = arms.select("customer_id", "id", "name", "arm", "assigned_on")
-    lost = lost.select(who="customer_id", back="back", returned_on="returned_on")
-    arms = arms.left_join(lost, arms.customer_id == lost.who)
+    rows = rows.select(who="customer_id", back="back", returned_on="returned_on")
+    arms = arms.left_join(rows, arms.customer_id == rows.who)
     arms = arms.filter(
         arms.who.notnull(), arms.returned_on.isnull() | (arms.returned_on >= arms.assigned_on)
     )
     counted = arms.group_by("id", "name", held=arms.arm == "holdout").aggregate(
         customers=arms.count(), back=arms.count(where=arms.back)
     )
-    said = []
+    said: list[tuple[Any, ...]] = []
     for (_, title), found in (
         counted.order_by("id").to_pandas().groupby(["id", "name"], dropna=False)
     ):
         cells: dict[bool, Any] = {row.held: (int(row.back), int(row.customers))
                                   for row in found.itertuples()}  # fmt: skip
-        safe = [not results.few(x, k) and not results.few(m - x, k) and m >= k
-                for x, m in cells.values()]  # fmt: skip
+        safe = [
+            m >= k and not any(results.few(count, k) for count in (x, m - x, lost - m, back - x))
+            for x, m in cells.values()
+        ]
         if len(cells) < 2 or not all(safe):
-            said.append(f"Too few of them were in “{title}” to compare with its hold-out.")
+            said.append((f"Too few of them were in “{title}” to compare with its hold-out.",))
             continue
         (x1, n1), (x0, n0) = cells[False], cells[True]
         change, low, high = effects.newcombe(x1, n1, x0, n0)
         points = [n.number(100 * one, 1) for one in (change, low, high)]
         proof = "the contact did that" if low > 0 or high < 0 else "that may be chance"
-        said.append(
+        sentence = (
             f"In “{title}”, drawn by lot, {n.percent(x1 / n1)} of {n.number(n1)} contacted and "
             f"{n.percent(x0 / n0)} of {n.number(n0)} held out came back: {points[0]} percentage "
             f"points more (95% interval {points[1]} to {points[2]}), and {proof}."
         )
+        said.append((sentence, (n1, x1), (n0, x0)))
     return said
 
 
@@ -186,7 +202,12 @@ def by_value(base: Base) -> tuple[int, pd.DataFrame]:
     at_stake, the value of the declining, and largest, the most valuable one's. Raises `DataError`
     if even all together are too few.
     """
-    rows, k = base.rows.filter(base.rows.known), base.k
+    import ibis
+
+    # Where too few moved, those who became lost are in no sum.
+    rows = base.rows.filter(base.rows.stage != "lost" if base.closed else base.rows.known)
+    place = ibis.rank().over(order_by=rows.value.desc())
+    rows, k = rows.mutate(place=place, of=rows.count().over()), base.k
     slips, gone = rows.stage == "declining", rows.stage == "lost"
     for parts in PARTS:
         counted = rows.group_by(part=parts * rows.place // rows.of).aggregate(
@@ -199,12 +220,29 @@ def by_value(base: Base) -> tuple[int, pd.DataFrame]:
         found = counted.order_by("part").to_pandas()
         found["rest"] = found["customers"] - found["declining"] - found["lost"]
         counts = found[["customers", "declining", "lost", "rest"]].to_numpy()
+        # Who spend the same stand together; then the groups are not so large as they are called.
+        if parts > 1 and not _even(found["customers"], parts):
+            continue
         if len(found) and not ((counts > 0) & (counts < k)).any():
             return parts, found
     raise tables.DataError(
         f"Too few customers of shop '{base.shop.id}' are declining, or became lost since "
         f"{base.since}, to tell of them by value: each group needs {k} or nobody."
     )
+
+
+def _even(sizes: pd.Series[int], parts: int) -> bool:
+    """Whether groups are about as large as their names say."""
+    return len(sizes) == parts and bool((sizes - sizes.sum() / parts).abs().max() * parts
+                                        <= 0.25 * sizes.sum())  # fmt: skip
+
+
+def _refuse_few_moved(base: Base) -> None:
+    if base.closed:
+        raise tables.DataError(
+            f"Fewer than {base.k} customers came, came back, stayed away or became lost since "
+            f"{base.since}; any figure of them could be found from others."
+        )
 
 
 def lost_valuable(base: Base) -> Table:
@@ -225,6 +263,7 @@ def lost_valuable(base: Base) -> Table:
     import pandas as pd
 
     k, n = base.k, base.shop.numbers
+    _refuse_few_moved(base)
     # The groups of the early warning: other ones, beside it, would tell of those in between.
     number, _ = by_value(base)
     rows, top = _valuable(base, number), PARTS[number][0]

@@ -82,12 +82,14 @@ def features(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
     usual = (SHOP_GAPS * shops + rows.recency) / (SHOP_GAPS + rows.frequency) if shops else None
     rows = rows.mutate(usual_gap=usual if usual is not None else _nothing())
     both = rows.recent + rows.earlier
-    return rows.mutate(
+    kept = [name for name in rows.columns if name != "last_purchase"]
+    return rows.select(
+        *kept,
         overdue=rows.silent / rows.usual_gap,
         trend=((rows.recent - rows.earlier) / both.nullif(0)).fill_null(0.0),
         # Who came yesterday for the first time has no rate yet: at least a quarter is taken.
         purchases_a_year=rows.frequency * YEAR / rows["T"].clip(lower=QUARTER),
-    ).drop("last_purchase")
+    )
 
 
 def bought_after(shop: Shop, *, after: dt.date, days: int) -> ir.Table:

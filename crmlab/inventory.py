@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from crmlab import effects, results, tables
 from crmlab.departures import PARTS, by_value, lost_valuable, reactivated, to_ring
 from crmlab.profiles import Base, base
-from crmlab.stocks import LeftOut, Stock, Table, attempt, stock, was_lost
+from crmlab.stocks import LeftOut, Stock, Table, attempt, month_before, stock, was_lost
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -28,6 +28,7 @@ __all__ = [
     "demographics",
     "early_warning",
     "lost_valuable",
+    "month_before",
     "reactivated",
     "rfm",
     "stock",
@@ -59,12 +60,14 @@ def early_warning(base: Base) -> Table:
     of = f"the {n.number(top.customers)} customers who spend most ({top.group})"
     spent = (
         f", who spent {n.money(top.at_stake, 0)} in the year up to their last purchase"
-        if top.declining
+        if top.declining and top.at_stake == top.at_stake
         else ""
     )
     verdict = f"Of {of}, {n.number(top.declining)} are slipping away now{spent}."
     shown = found[["group", "customers", "declining", "share", "at_stake", "lost"]]
     shown = shown.rename(columns={"at_stake": "at stake", "lost": "became lost"})
+    if base.closed:
+        shown = shown.drop(columns="became lost")
     return Table("Customers who slip away, by what they spend", shown, verdict, n,
                  ("at stake",), ("share",), note=EARLY_NOTE)  # fmt: skip
 

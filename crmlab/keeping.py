@@ -122,6 +122,7 @@ def worth_keeping(
     saves, takes = (_range(name, given) for name, given in (("save", save), ("take_up", take_up)))
     for name, cost in (("contact_cost", contact_cost), ("offer_cost", offer_cost)):
         tables.check_range(name, cost, 0, 1e9)
+    tables.check_range("k", k, 1, 1e9)
     numbers = numbers or results.Numbers()
     known = values.select("customer_id", value_if_kept=values.clv / values.p_purchase.nullif(0))
     rows = scores.select("customer_id", "p_stop").inner_join(known, "customer_id")
@@ -130,7 +131,7 @@ def worth_keeping(
     customers = int(rows.count().to_pyarrow().as_py())
     if customers < 4 * k:
         raise tables.DataError(
-            f"{customers} customers have both a score and a value; a plan needs {4 * k}."
+            f"Fewer than {4 * k} customers have both a score and a value; a plan needs as many."
         )
     stays = rows.value_if_kept - offer_cost
     rows = rows.mutate(
@@ -201,7 +202,12 @@ def _steps(rows: ir.Table, points: int, contact_cost: float) -> pd.DataFrame:
 
 def _range(name: str, given: Any) -> tuple[float, float, float]:
     """Return low, middle and high of a share that is given as a number or as its two ends."""
-    low, high = given if isinstance(given, tuple | list) else (given, given)
+    ends = given if isinstance(given, tuple | list) else (given, given)
+    if len(ends) != 2:
+        raise tables.UsageError(
+            f"{name} = {given} must be a share of 1, or the two ends of a range."
+        )
+    low, high = ends
     tables.check_range(name, low, 0, 1)
     tables.check_range(name, high, 0, 1)
     low, high = sorted((float(low), float(high)))

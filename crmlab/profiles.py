@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from crmlab import customers, purchases, tables
+from crmlab.stocks import too_few
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -33,6 +35,13 @@ class Base:
     as_of: dt.date
     since: dt.date
     rows: ir.Table
+
+    @cached_property
+    def closed(self) -> bool:
+        """Whether too few moved since to tell how many did, in whatever table of the page."""
+        rows = self.rows
+        moves = rows.group_by("before", now="stage").aggregate(customers=rows.count())
+        return too_few(moves.to_pandas(), self.k)
 
     @property
     def k(self) -> int:

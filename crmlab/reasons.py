@@ -76,7 +76,9 @@ def scored(scorer: Scorer, rows: ir.Table, landed: Callable[[ir.Table, str], ir.
     columns = {"nth": np.arange(in_all), "p_stop": chances}
     columns |= {f"code_{n}": codes[:, n].astype(int) for n in range(REASONS)}
     joined = rows.inner_join(ibis.memtable(pa.table(columns)), "nth")
-    groups, said, told = list(features.GROUPS), _words(joined), {}
+    # What is not known of a customer leaves the kind of the reason.
+    groups, told = list(features.GROUPS), {}
+    said = {one: words.fill_null(KINDS[one]) for one, words in _words(joined).items()}
     kinds = [(joined.code_0 == groups.index(one), KINDS[one]) for one in said]
     told["main_reason"] = ibis.cases(*kinds, else_=ibis.null("string"))
     for n in range(REASONS):
@@ -148,7 +150,8 @@ def _words(rows: ir.Table) -> dict[str, ir.StringValue]:
     if "cases" in have:
         said["cases"] = ibis.cases(
             (rows.case_open_days.notnull(),
-             rows.case_kind + " open for " + number(rows.case_open_days) + " days"),
+             rows.case_kind.fill_null("case") + " open for " + number(rows.case_open_days)
+             + " days"),
             (rows.case_kind.notnull(), rows.case_kind + " after the last purchase"),
             else_=number(rows.cases) + f" cases in {YEAR} days",
         )  # fmt: skip

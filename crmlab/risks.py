@@ -221,7 +221,9 @@ class Backtest:
         return (
             f"<p>{escape(self.verdict)} {escape(self.meaning)} {escape(self.hindsight)}</p>"
             + table(self.rows, "Customers who were not lost at the cut-off")
-            + table(self.everyone, "All customers, which is easier")
+            + table(
+                self.everyone, "All customers, the lost too; what learns has not learnt from them"
+            )
         )
 
 

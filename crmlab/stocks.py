@@ -20,6 +20,20 @@ if TYPE_CHECKING:
 YEAR = 365
 
 
+def month_before(as_of: str | dt.date) -> dt.date:
+    """Return the same day of the month before; of a month's last day, the last day too.
+
+    So the changes of whole months are those of the cohorts of these months.
+
+    >>> str(month_before("2025-12-31")), str(month_before("2025-03-30"))
+    ('2025-11-30', '2025-02-28')
+    """
+    day = tables.day(as_of)
+    last = day.replace(day=1) - dt.timedelta(1)
+    ends = (day + dt.timedelta(1)).month != day.month
+    return last if ends else last.replace(day=min(day.day, last.day))
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """A part that cannot be made, and why; it is false, so that a notebook can ask."""
@@ -85,12 +99,12 @@ class Stock(Table):
     """The stock of customers by stage before and now, and the steps of the active ones between.
 
     `rows`: stage, before, now, change; stages of too few customers stand together. `bridge`: what,
-    customers: active before, the steps, active now; active is who is not lost. `active` is their
-    number before and now.
+    customers: active before, the steps, active now; active is who is not lost. Where too few moved,
+    there is no bridge, and `rows` have stage and now alone. `active` is their number now.
     """
 
     bridge: pd.DataFrame | None = None
-    active: tuple[int, int] = (0, 0)
+    active: int = 0
     before: str = ""
     now: str = ""
 
@@ -98,9 +112,9 @@ class Stock(Table):
     def kpis(self) -> list[results.Kpi]:
         """The tiles: what can be told of those active, new and declining, and of the lost."""
         stock = self.rows.set_index("stage")["now"]
-        lost = stock["lost"] / (stock["lost"] + self.active[1])
+        lost = stock["lost"] / (stock["lost"] + self.active)
         found = [
-            results.Kpi("Active customers", self.active[1], "count", "up", "not lost"),
+            results.Kpi("Active customers", self.active, "count", "up", "not lost"),
             results.Kpi("New", stock.get("new", math.nan), "count", "up", "one purchase so far"),
             results.Kpi("Declining", stock.get("declining", math.nan), "count", "down",
                         "silent for longer than usual"),
@@ -118,29 +132,54 @@ def stock(shop: Shop, *, start: str | dt.date, end: str | dt.date) -> Stock:
     """
     flows, k, n = customers.flows(shop, start=start, end=end), shop.policy.privacy_k, shop.numbers
     rows = flows.stock.astype({"before": float, "now": float, "change": float})
-    steps = flows.bridge.set_index("what")["customers"]
+    steps = flows.bridge.rename(columns={"customers": "number"}).set_index("what")["number"]
     was, now = int(steps["before"]), int(steps["now"])
-    if now < k or results.few(was, k):
+    if now < k:
         raise tables.DataError(f"Fewer than {k} customers of shop '{shop.id}' are active.")
-    lost = rows["stage"] == "lost"
-    # The lost stand in no sum of the page, so that a blank cannot be found again.
-    hidden = [name for name in ("before", "now") if results.few(rows.loc[lost, name].sum(), k)]
-    rows.loc[lost, [*hidden, *(["change"] if hidden else [])]] = math.nan
-    rows = _stages_together(rows, k)
-    bridge = _steps(steps, k, net=bool(hidden))
-    told = ", ".join(
-        f"{n.number(row.customers)} {row.what}" for row in bridge.iloc[1:-1].itertuples()
-    )
+    before, today = n.day(flows.start), n.day(flows.end)
+    if too_few(flows.moves, k):
+        # Any figure of the earlier day, beside the same of today, would tell how many moved.
+        rows["before"] = 0.0
+        lost = rows["stage"] == "lost"
+        rows.loc[lost & (rows["now"] < k), "now"] = math.nan
+        rows = _stages_together(rows, k)[["stage", "now"]]
+        verdict = (
+            f"{n.number(now)} customers were active on {today}. What changed since "
+            f"{before} is not told: too few came, went or came back."
+        )
+        return Stock(
+            f"Customers by stage, {today}", rows, verdict, n, active=now, before=before, now=today
+        )
+    told = ", ".join(f"{n.number(steps[what])} {what}" for what in steps.index[1:-1])
     grown = f" ({n.percent(now / was - 1, signed=True)})" if was else ""
-    change = f"{n.number(abs(now - was))} {'more' if now >= was else 'fewer'}{grown} than on"
     verdict = (
-        f"{n.number(now)} customers were active on {n.day(flows.end)}, {change} "
-        f"{n.day(flows.start)}" + (f": {told}." if len(bridge) > 3 else ".")
+        f"{n.number(now)} customers were active on {today}, {n.number(abs(now - was))} "
+        f"{'more' if now >= was else 'fewer'}{grown} than on {before}: {told}."
     )
-    title = f"Customers by stage, {n.day(flows.start)} and {n.day(flows.end)}"
-    days = n.day(flows.start), n.day(flows.end)
-    return Stock(title, rows, verdict, n, signed=("change",), bridge=bridge, active=(was, now),
-                 before=days[0], now=days[1])  # fmt: skip
+    return Stock(
+        title=f"Customers by stage, {before} and {today}",
+        rows=_stages_together(rows, k),
+        verdict=verdict,
+        numbers=n,
+        signed=("change",),
+        bridge=flows.bridge,
+        active=now,
+        before=before,
+        now=today,
+    )
+
+
+def too_few(moves: pd.DataFrame, k: int) -> bool:
+    """Whether some, but fewer than `k`, came, came back, went or stayed away between two days.
+
+    Parameters
+    ----------
+    moves : DataFrame: before, a stage or none or "not yet a customer"; now; customers
+    """
+    new = moves["before"].isna() | (moves["before"] == customers.NOT_YET)
+    was, lost = moves["before"] == "lost", moves["now"] == "lost"
+    groups = (new & ~lost, new & lost, was & ~lost, was & lost, ~new & ~was & lost)
+    return any(results.few(moves.loc[group, "customers"].sum(), k) for group in groups)
 
 
 def _stages_together(rows: pd.DataFrame, k: int) -> pd.DataFrame:
@@ -164,20 +203,6 @@ def _stages_together(rows: pd.DataFrame, k: int) -> pd.DataFrame:
     stage = " or ".join(rows.loc[chosen, "stage"])
     merged = pd.DataFrame([{"stage": stage, **row}], index=[chosen[0]])
     return pd.concat([rows.drop(index=chosen), merged]).sort_index().reset_index(drop=True)
-
-
-def _steps(steps: pd.Series[int], k: int, *, net: bool) -> pd.DataFrame:
-    """Return the bridge with steps of too few customers together, or all of them as the change."""
-    import pandas as pd
-
-    came = {"new": int(steps["new"]), "came back": int(steps["came back"])}
-    if any(results.few(count, k) for count in came.values()):
-        came = {"new or came back": sum(came.values())}
-    went = {"became lost": int(steps["became lost"])}
-    if net or any(results.few(count, k) for count in (*came.values(), *went.values())):
-        came, went = {"change": int(steps["now"] - steps["before"])}, {}
-    rows = {"before": int(steps["before"]), **came, **went, "now": int(steps["now"])}
-    return pd.DataFrame(list(rows.items()), columns=["what", "customers"])
 
 
 def was_lost(shop: Shop, *, as_of: str | dt.date, days: int = YEAR) -> customers.LostCheck:

@@ -65,7 +65,7 @@ def test_all_candidates_stand_side_by_side_and_closed_forms_win_on_cdnow(risk):
     assert test.error > test.perfect_error > 0
     html = risk._repr_html_()
     assert f"{risk.choice} (chosen)" in html
-    assert "which is easier" in html
+    assert "All customers, the lost too" in html
     assert risk.verdict.replace("’", "'") in html.replace("&#x27;", "'")
     # Of those who are long lost it is easy to say that they stay away.
     easy = test.everyone.set_index("method")["auc"] - test.rows.set_index("method")["auc"]
@@ -275,6 +275,10 @@ def test_the_horizon_is_the_shortest_that_most_returns_come_within(make_shop):
     early = churn.horizon(shop, as_of="2022-05-01")
     assert (early.days, early.longest, early.share) == (28, 28, 0.0)
     assert "the history has room for 28" in early.verdict
+    short = churn.horizon(shop, as_of="2024-11-01", days=30)
+    assert "such a silence is nothing unusual" in short.verdict
+    with pytest.raises(UsageError, match="horizon_days"):
+        churn.horizon(shop, as_of="2024-11-01", days=-5)
     assert churn.horizon(shop, as_of="2024-11-01", days=30).share == 0
     once = make_shop("customer_id,purchased_at,amount\na,2024-01-01,5\n", name="transactions.csv")
     assert "Nobody came back yet" in churn.horizon(once, as_of="2024-01-01").verdict
@@ -285,7 +289,7 @@ def test_logs_that_cannot_say_are_refused_in_words(make_shop):
     shop = make_shop("customer_id,purchased_at,amount\n" + "\n".join(once) + "\n")
     with pytest.raises(DataError, match="nothing to tell apart|too short to learn"):
         churn.fit(shop, as_of="2024-10-26", horizon_days=28)
-    with pytest.raises(DataError, match=r"begins on 2024-01-01.*Choose a shorter horizon_days"):
+    with pytest.raises(DataError, match=r"bought on 2024-01-01.*Choose a shorter horizon_days"):
         churn.fit(shop, as_of="2024-10-26", horizon_days=270)
     with pytest.raises(UsageError, match="horizon_days"):
         churn.fit(shop, as_of="2024-10-26", horizon_days=3)
@@ -337,3 +341,57 @@ def test_large_shops_are_learnt_from_in_parts(cdnow, monkeypatch):
     assert len(block.everyone.who) == -(-23_570 // 3)
     assert (block.everyone.who % 3 == 0).all()
     assert churn._sampled([block])
+
+
+def regular_log(customers=300, seed=4):
+    """Return a year and a half in which every second customer stops after some purchases."""
+    draw, begin, lines = random.Random(seed), dt.date(2023, 7, 1), []
+    for n in range(customers):
+        gap, day = draw.choice([9, 20, 40]), draw.randrange(120)
+        while day < 549 and draw.random() > 0.06:
+            lines.append(f"c{n},{begin + dt.timedelta(day)},5")
+            day += max(1, round(draw.expovariate(1 / gap)))
+    return "customer_id,purchased_at,amount\n" + "\n".join(lines) + "\n"
+
+
+def test_lines_before_the_first_customer_and_days_after_the_log_change_nothing(make_shop):
+    log = regular_log()
+    plain = churn.fit(make_shop(log), as_of="2024-12-31", horizon_days=56)
+    last = max(line.split(",")[1] for line in log.splitlines()[1:])
+    early = make_shop(log + "zz,2022-01-05,-5\n,2021-01-01,9\n")
+    other = churn.fit(early, as_of="2024-12-31", horizon_days=56)
+    pd.testing.assert_frame_equal(plain.backtest.rows, other.backtest.rows)
+    later = dt.date.fromisoformat(last) + dt.timedelta(6)
+    stale = churn.fit(early, as_of=later, horizon_days=56)
+    assert stale.backtest.drift["came"].tolist() == plain.backtest.drift["came"].tolist()
+    assert len(plain.backtest.rows) > 3
+
+
+def test_no_message_tells_of_fewer_than_k_customers(make_shop):
+    gone = [f"g{n},{dt.date(2023, 1, 1) + dt.timedelta(9 * d)},5"
+            for n in range(50) for d in range(9)]  # fmt: skip
+    here = [f"h{n},{dt.date(2023, 1, 1) + dt.timedelta(9 * d + n)},5"
+            for n in range(3) for d in range(80)]  # fmt: skip
+    shop = make_shop("customer_id,purchased_at,amount\n" + "\n".join(gone + here) + "\n")
+    with pytest.raises(DataError, match="Fewer than 10 customers were not lost"):
+        churn.fit(shop, as_of="2024-12-10", horizon_days=28)
+
+
+def test_the_tile_of_the_highest_risk_says_what_the_bands_say(risk, cdnow):
+    scores = churn.score(risk, cdnow, as_of="1998-06-30")
+    for k in (10, 2_000):
+        base = churn.at_risk(scores, risk, numbers=cdnow.numbers, k=k)
+        tile, bands = base.kpis[-1], base.bands.set_index("band")["customers"]
+        assert tile.value == bands.get("80% to 100%", float("nan")) or k > bands.sum() / 5
+        assert bands.min() >= k
+
+
+def test_a_case_without_a_kind_is_a_reason_all_the_same(make_shop):
+    make_shop("case_id,customer_id,opened_at,kind\n1,a,2024-08-08,\n", name="cases.csv")
+    shop = make_shop("customer_id,purchased_at,amount\na,2024-08-01,5\nb,2024-08-20,5\n")
+    rows = features.features(shop, as_of="2024-08-27")
+    parts = pd.DataFrame({"cases": [2.0]})
+    scorer = candidates.Scorer("x", lambda f: np.where(f["customer_id"] == "a", 0.9, 0.1),
+                               lambda f: parts.set_axis(f.index))  # fmt: skip
+    found = reasons.scored(scorer, rows, shop.landed).to_pandas().set_index("customer_id")
+    assert found.loc["a", "reason_1"] == "case open for 19 days"

@@ -98,12 +98,17 @@ def test_the_four_cells_hold_all_customers_and_none_of_few():
 
 def test_bad_input_is_refused_in_words():
     scores, values = tables_of(n=39)
-    with pytest.raises(DataError, match="39 customers have both a score and a value"):
+    with pytest.raises(DataError, match="Fewer than 40 customers have both a score and a value"):
         plan(scores, values)
     with pytest.raises(UsageError, match="save"):
         plan(*tables_of(), save=1.5)
     with pytest.raises(UsageError, match="take_up"):
         plan(*tables_of(), take_up=(0.2, -0.1))
+    for odd in ((0.1,), (0.1, 0.2, 0.3)):
+        with pytest.raises(UsageError, match="the two ends of a range"):
+            plan(*tables_of(), save=odd)
+    with pytest.raises(UsageError, match="k"):
+        plan(*tables_of(), k=0)
     with pytest.raises(UsageError, match="offer_cost"):
         plan(*tables_of(), offer_cost=-1)
 
