@@ -187,9 +187,12 @@ def _calibration(kind: str, raw: Array, stopped: Array) -> Calibration:
     if kind == "sigmoid":
         each = np.arange(len(raw), dtype=float)
         slope, intercept = probabilities.calibration_line(raw, stopped, each)
-        if not slope.value > 0:  # a score without any order, or upside down
+        if slope.value <= 0 or np.ptp(raw) == 0:  # a score without any order, or upside down
             rate = float(stopped.mean())
             return Calibration(kind, lambda chance: np.full(len(chance), rate))
+
+        if np.isnan(slope.value):
+            return Calibration()
 
         def to(chance: Array) -> Array:
             odds = slope.value * probabilities.log_odds(chance) + intercept.value

@@ -118,13 +118,13 @@ def calibration_line(
         line = np.clip(x @ beta, -30, 30)
         fitted = 1 / (1 + np.exp(-line))
         deviance = float(np.sum(np.logaddexp(0, line) - came * line))
-        if deviance > reached:  # a step too far: half of it
+        if deviance > reached + 1e-7:  # a step too far, by more than rounding: half of it
             step = step / 2
             beta = beta - step
             continue
         information = (x * (fitted * (1 - fitted))[:, None]).T @ x
         step = np.linalg.lstsq(information, x.T @ (came - fitted), rcond=None)[0]
-        if np.abs(step).max() < 1e-9:
+        if np.abs(step).max() < 1e-8:
             break
         beta, reached = beta + step, deviance
     else:

@@ -88,6 +88,15 @@ def test_pairs_are_formed_and_levels_taken_within_a_block():
     assert intercept.low < 0.75 < intercept.high
 
 
+def test_a_line_is_found_however_many_rows_there_are_and_however_steep_it_is():
+    for seed in range(40):
+        chance, came, who = world(seed, n=8_000, slope=0.3 + seed / 8)
+        slope, _ = probabilities.calibration_line(chance, came, who)
+        assert slope.value == pytest.approx(0.3 + seed / 8, rel=0.25)
+        chance = np.clip(chance, 0.4, 0.6)  # far from what is true
+        assert np.isfinite(probabilities.calibration_line(chance, came, who)[0].value)
+
+
 def test_a_line_that_cannot_be_drawn_is_not():
     for chance, came in ((np.full(9, 0.4), np.arange(9) % 2), (np.arange(9) / 9, np.ones(9))):
         for one in probabilities.calibration_line(chance, came.astype(float), np.arange(9)):
