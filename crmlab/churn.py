@@ -110,6 +110,7 @@ class Risk:
     backtest: Backtest
     as_of: dt.date
     horizon_days: int
+    shop: str
     cautions: tuple[str, ...]
 
     @property
@@ -149,6 +150,8 @@ def fit(shop: Shop, *, as_of: str | dt.date, horizon_days: int = 0, seed: int = 
     UsageError if `horizon_days` is not from 7 to 1,100; DataError if the log is too short for one
     cut-off, or nearly all or nearly none of the customers were silent after it
     """
+    import numpy as np
+
     day = tables.day(as_of)
     days = horizon_days or horizon(shop, as_of=day).days
     tables.check_range("horizon_days", days, *ALLOWED)
@@ -176,8 +179,13 @@ def fit(shop: Shop, *, as_of: str | dt.date, horizon_days: int = 0, seed: int = 
         tests = [risks.uncalibrated(blocks[0], forms[0], earlier)]
     backtest = risks.summed_up(tests, days=days, k=k, seed=seed, numbers=shop.numbers)
     scorer = _final(shop, day, days, blocks, forms[0], backtest, seed)
+    if backtest.usable and np.ptp(scorer.chance(blocks[0].rows.frame)) == 0:
+        raise tables.DataError(
+            f"The {backtest.choice} learnt up to {day} tells no customers apart, though in the "
+            "test it did. Choose another as_of or horizon_days."
+        )
     cautions = tuple(filter(None, [_shock(blocks), _sampled(blocks)]))
-    return Risk(scorer, backtest, day, days, cautions)
+    return Risk(scorer, backtest, day, days, shop.id, cautions)
 
 
 def _cuts(shop: Shop, day: dt.date, days: int) -> tuple[list[dt.date], int]:
@@ -298,10 +306,16 @@ def score(risk: Risk, shop: Shop, *, as_of: str | dt.date) -> ir.Table:
 
     Raises
     ------
-    DataError if the test found the score no better than the base rate: it would be a guess
+    DataError if the test found the score no better than the base rate: it would be a guess;
+    UsageError if the risk is another shop's
     """
     if not risk.backtest.usable:
         raise tables.DataError(risk.backtest.verdict)
+    if shop.id != risk.shop:
+        raise tables.UsageError(
+            f"The risk was learnt in shop '{risk.shop}' and tells nothing of shop '{shop.id}'. "
+            "Fit one there."
+        )
     rows = features.features(shop, as_of=as_of)
     late = rows.overdue > shop.policy.lost_after_gaps
     rows = rows.filter(~late.fill_null(False))

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def risk_by_tenth(result: Backtest) -> Chart:
     """Draw the share of silent customers, said and come, by tenth of the customers."""
-    n, frame, base = result.numbers, result.tenths, float(result.drift["came"].iloc[-1])
+    n, frame, newest = result.numbers, result.tenths, result.drift.iloc[-1]
+    base, cut = float(newest["came"]), newest["cut"]
     told = "; ".join(
         f"{row.part}: {n.percent(row.said, 0)} said, {n.percent(row.came, 0)} were silent"
         for row in frame.itertuples()
@@ -24,8 +25,9 @@ def risk_by_tenth(result: Backtest) -> Chart:
     with matplotlib.rc_context(STYLE):
         chart, axes = drawing.draw(
             "Did those at risk fall silent?",
-            f"Share of customers silent for {n.number(result.horizon_days)} days: "
-            f"{n.percent(base, 0)} of all; by tenth of the customers, highest risk first: "
+            f"Share of customers silent for {n.number(result.horizon_days)} days "
+            f"after {n.day(cut)}: {n.percent(base, 0)} of all; by tenth of the customers, highest "
+            "risk first: "
             f"{told or 'too few customers to say so'}.",
         )
         pairs = frame.assign(actual=100 * frame["came"], expected=100 * frame["said"])
@@ -36,7 +38,7 @@ def risk_by_tenth(result: Backtest) -> Chart:
             drawing.label(axes, end, 100 * base, text, MUTED, ha="right", offset=(0, 4))
         axes.set_xticks(range(1, len(frame) + 1), frame["part"])
         axes.set(
-            xlabel="tenths of the customers, highest risk first",
+            xlabel=f"tenths of the customers on {n.day(cut)}, highest risk first",
             ylabel=f"silent for {n.number(result.horizon_days)} days, %",
             ylim=(0, 105),
         )

@@ -179,6 +179,11 @@ class LostCheck:
         return self.came_back / self.lost if self.lost else math.nan
 
     @property
+    def caution(self) -> str:
+        """The verdict, where too many of those called lost are not."""
+        return self.verdict if self.share > MOST_COME_BACK else ""
+
+    @property
     def verdict(self) -> str:
         """Whether those called lost are lost."""
         if not self.lost:

@@ -73,8 +73,9 @@ def early_warning(base: Base) -> Table:
 
 
 EARLY_NOTE = (
-    "Value is what a customer spent in the 365 days up to the last purchase. At stake is that of "
-    "the declining: a year's spend that is lost if all of them go."
+    "Of the customers who were active on either day. Value is what one spent in the 365 days up to "
+    "the last purchase, less what was brought back since. At stake is that of those who are "
+    "declining: a year's spend that is lost if all of them go."
 )
 
 # Where fifths by recency, and by frequency and money together, meet; the first that holds.

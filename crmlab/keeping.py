@@ -77,7 +77,8 @@ class Keeping:
             return text
         return text + results.html_table(
             self.cells,
-            title="Expected profit of a contact, by risk and value",
+            title="Expected profit of a contact, by risk and value (above and below the mean risk "
+            "and the median value)",
             formats={"customers": n.number, "each": n.money},
             headings={"what": "customers of", "customers": "number"},
         )
@@ -119,6 +120,17 @@ def worth_keeping(
     value_if_kept = clv / p_purchase: the discounted margin of such a customer given that they buy
     at all, since p_stop clv would count stopping twice.
     """
+    for what, table, needs in (
+        ("scores", scores, ("customer_id", "p_stop")),
+        ("values", values, ("customer_id", "clv", "p_purchase")),
+    ):
+        have = list(getattr(table, "columns", []))
+        if not hasattr(table, "to_pyarrow") or not {*needs} <= {*have}:
+            raise tables.UsageError(
+                f"{what} must be an ibis table with {', '.join(needs)}; it is a "
+                f"{type(table).__name__} with {', '.join(map(str, have)) or 'no columns'}. "
+                "ibis.memtable makes one of a DataFrame."
+            )
     saves, takes = (_range(name, given) for name, given in (("save", save), ("take_up", take_up)))
     for name, cost in (("contact_cost", contact_cost), ("offer_cost", offer_cost)):
         tables.check_range(name, cost, 0, 1e9)
@@ -210,8 +222,9 @@ def _range(name: str, given: Any) -> tuple[float, float, float]:
     low, high = ends
     tables.check_range(name, low, 0, 1)
     tables.check_range(name, high, 0, 1)
-    low, high = sorted((float(low), float(high)))
-    return low, (low + high) / 2, high
+    if low > high:
+        raise tables.UsageError(f"{name} goes from {low} down to {high}; give the lower end first.")
+    return float(low), (low + high) / 2, float(high)
 
 
 def _cells(rows: ir.Table, k: int) -> pd.DataFrame:

@@ -57,13 +57,13 @@ def base(shop: Shop, *, as_of: str | dt.date, since: str | dt.date) -> Base:
 
     Raises
     ------
-    DataError as `customers.stages` does, and if `since` is not before `as_of`
+    DataError as `customers.stages` does; UsageError if `since` is not before `as_of`
     """
     import ibis
 
     now, then = tables.day(as_of), tables.day(since, name="since")
     if then >= now:
-        raise tables.DataError(f"since {then} must lie before as_of {now}.")
+        raise tables.UsageError(f"since {then} must lie before as_of {now}.")
     stages = customers.stages(shop, as_of=now)
     earlier = customers.stages(shop, as_of=then).select("customer_id", before="stage")
     rows = shop.landed(_profile(shop, now, then), "profile")

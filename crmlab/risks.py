@@ -173,8 +173,10 @@ class Backtest:
             )
             for name in ("said", "came")
         )
+        off = float((self.drift["said"] - self.drift["came"]).abs().max())
         return (
-            f"In all {n.percent(said)} were expected to be silent, and {n.percent(came)} were. "
+            f"Over all dates {n.percent(said)} were expected to be silent, and {n.percent(came)} "
+            f"were; at a single date that was off by up to {n.percent(off)} of the customers. "
             f"The calibration slope is {n.number(slope.value, 2)} ({ends}), which {fits} 1. "
             f"The mean gap between what was said and what came is {n.percent(self.error)}; true "
             f"probabilities of as many customers would show {n.percent(self.perfect_error)}."

@@ -45,6 +45,8 @@ class LeftOut:
         """Nothing: what is not known adds nothing to a summary."""
         return ""
 
+    caution = verdict
+
     def __bool__(self) -> bool:
         """Tell that there is nothing."""
         return False
@@ -208,9 +210,11 @@ def _stages_together(rows: pd.DataFrame, k: int) -> pd.DataFrame:
 def was_lost(shop: Shop, *, as_of: str | dt.date, days: int = YEAR) -> customers.LostCheck:
     """Look back at those called lost, as `customers.lost_check`, where they are enough to tell.
 
-    Raises `DataError` if the log does not reach back so far, or they are too few.
+    Where the log is shorter, half of it is looked back. Raises `DataError` if they are too few.
     """
-    check, k = customers.lost_check(shop, as_of=as_of, days=days), shop.policy.privacy_k
+    k, first = shop.policy.privacy_k, shop.check("transactions").first
+    room = (tables.day(as_of) - first).days // 2 if first else days
+    check = customers.lost_check(shop, as_of=as_of, days=min(days, max(1, room)))
     stayed = check.lost - check.came_back
     if check.lost < k or any(results.few(count, k) for count in (check.came_back, stayed)):
         raise tables.DataError(f"Too few customers were lost on {check.as_of} to look back at.")

@@ -250,6 +250,11 @@ def test_scores_are_of_customers_who_are_not_lost_and_the_same_every_time(risk, 
         assert "91 days" in chart.alt or "reason" in chart.alt
 
 
+def test_another_shops_risk_scores_nobody(risk, city):
+    with pytest.raises(UsageError, match="learnt in shop 'cdnow'"):
+        churn.score(risk, city, as_of="2025-12-31")
+
+
 def test_a_score_that_would_be_a_guess_is_refused(make_shop):
     shop = make_shop(even_log(300, 700))
     risk = churn.fit(shop, as_of="2024-11-30", horizon_days=28)

@@ -103,10 +103,16 @@ def test_bad_input_is_refused_in_words():
     with pytest.raises(UsageError, match="save"):
         plan(*tables_of(), save=1.5)
     with pytest.raises(UsageError, match="take_up"):
-        plan(*tables_of(), take_up=(0.2, -0.1))
+        plan(*tables_of(), take_up=(-0.1, 0.2))
     for odd in ((0.1,), (0.1, 0.2, 0.3)):
         with pytest.raises(UsageError, match="the two ends of a range"):
             plan(*tables_of(), save=odd)
+    with pytest.raises(UsageError, match="give the lower end first"):
+        plan(*tables_of(), save=(0.3, 0.1))
+    with pytest.raises(UsageError, match="it is a DataFrame with customer_id, p_stop"):
+        churn.worth_keeping(scores, ibis.memtable(values), save=0.1, take_up=0.1, **COSTS)
+    with pytest.raises(UsageError, match="values must be an ibis table with customer_id, clv"):
+        plan(scores, scores)
     with pytest.raises(UsageError, match="k"):
         plan(*tables_of(), k=0)
     with pytest.raises(UsageError, match="offer_cost"):
