@@ -49,14 +49,17 @@ def main() -> None:
 @main.command()
 @_plain_errors
 def demo() -> None:
-    """Prepare the demo shops, run their reports, print the front page's path."""
+    """Prepare the demo shops, run the reports of the shop demo, print the front page's path."""
     from crmlab import demo as demo_shops
     from crmlab import reports, sources
 
     home = sources.home()
     written = demo_shops.prepare(home / "data", progress=lambda text: click.echo(text, err=True))
     known = [report for report in reports.load(home).values() if report.shop in written]
-    _finish(_told(reports.run_all([reports.prepare(home, report) for report in known])))
+    first = [reports.prepare(home, report) for report in known if report.shop == "demo"]
+    others = ", ".join(report.id for report in known if report.shop != "demo")
+    _finish(_told(reports.run_all(first)))
+    click.echo(f"More pages by `crmlab report` and one of: {others}.", err=True)
     click.echo(home / "reports" / "site" / "index.html")
 
 
