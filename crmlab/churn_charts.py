@@ -79,7 +79,7 @@ def reasons(result: AtRisk) -> Chart:
         axes.set_yticks(range(len(frame)), frame["what"])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
-        axes.set(xlabel="of the customers above the average risk, %")
+        axes.set(xlabel="% of those above the average risk")
     return chart
 
 

@@ -162,7 +162,7 @@ class Backtest:
     @property
     def meaning(self) -> str:
         """Whether the probabilities mean what they say."""
-        n, slope = self.numbers, self.slope
+        n, slope, level = self.numbers, self.slope, self.intercept
         if slope.value != slope.value:
             return "Whether the probabilities mean what they say cannot be seen here."
         ends = f"{n.number(slope.low, 2)} to {n.number(slope.high, 2)}"
@@ -177,7 +177,9 @@ class Backtest:
         return (
             f"Over all dates {n.percent(said)} were expected to be silent, and {n.percent(came)} "
             f"were; at a single date that was off by up to {n.percent(off)} of the customers. "
-            f"The calibration slope is {n.number(slope.value, 2)} ({ends}), which {fits} 1. "
+            f"The calibration slope is {n.number(slope.value, 2)} ({ends}), which {fits} 1; the "
+            f"intercept is {n.number(level.value, 2)} ({n.number(level.low, 2)} to "
+            f"{n.number(level.high, 2)}). "
             f"The mean gap between what was said and what came is {n.percent(self.error)}; true "
             f"probabilities of as many customers would show {n.percent(self.perfect_error)}."
         )
