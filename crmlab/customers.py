@@ -180,8 +180,13 @@ class LostCheck:
 
     @property
     def caution(self) -> str:
-        """The verdict, where too many of those called lost are not."""
-        return self.verdict if self.share > MOST_COME_BACK else ""
+        """A sentence for the page's summary, where too many of those called lost are not."""
+        if not self.share > MOST_COME_BACK:
+            return ""
+        return (
+            f"Read lost as silent for long: {self.share:.0%} of those called so on {self.as_of} "
+            f"bought in the {self.days} days after."
+        )
 
     @property
     def verdict(self) -> str:

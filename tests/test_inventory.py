@@ -401,3 +401,9 @@ def test_a_month_before_ends_with_the_month():
     for day, wanted in (("2025-12-31", "2025-11-30"), ("2024-03-31", "2024-02-29"),
                         ("2025-12-15", "2025-11-15"), ("2025-02-28", "2025-01-31")):  # fmt: skip
         assert str(inventory.month_before(day)) == wanted
+
+
+def test_the_summary_warns_where_the_lost_come_back():
+    back, gone = (customers.LostCheck(dt.date(2024, 1, 1), 365, 100, n, 4, 9) for n in (40, 10))
+    assert back.caution.startswith("Read lost as silent for long: 40% of those")
+    assert gone.caution == inventory.LeftOut("too short a log").caution == ""
