@@ -127,7 +127,7 @@ def closed_form(model: ClvModel, title: str, horizon_days: float, rows: pd.DataF
         x, t_x, until = frame[names].to_numpy(float).T
         usual = np.nan_to_num(frame["usual_gap"].to_numpy(float), nan=0.0).round()
         last = until - np.minimum(until - t_x, usual)
-        # One who bought once and not now would have come back: their only purchase stays the first.
+        # A single purchase cannot be moved: T counts from it.
         last = np.where(x > 0, last, t_x)
         return probabilities.log_odds(silent(np.column_stack([x, last, until])))
 
@@ -260,7 +260,7 @@ class Design:
         for name in set(features.WORDS) & set(frame.columns):
             counts = frame[name].value_counts()
             some = counts[counts >= LEAST_OF_A_WORD].head(MOST_WORDS)
-            # Of words that everybody has, the commonest is what the others are held against.
+            # Where everybody has one of the words, the last is what the others are held against.
             kept = sorted(some.index)[: len(some) - (counts.sum() == len(frame))]
             words += [(name, str(word)) for word in kept]
         words = sorted(words)
