@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crmlab import clv, cohorts, customers, features, inventory, sources
+from crmlab import audiences, clv, cohorts, customers, features, inventory, rules, sources
 from crmlab.tables import CONTRACT, DataError
 from tests.conftest import need, new_database
 
@@ -321,6 +321,45 @@ def test_the_features_are_the_same(pair):
         assert rows[name].max() > 0, name
     bought = [features.bought_after(shop, after=dt.date(2022, 7, 31), days=91) for shop in pair()]
     assert_same(*bought)
+
+
+MEASURES = (
+    {"column": "purchases", "category": ["kind 1", "kind 2"], "to": 1e9},
+    {"column": "spend", "store_id": "5", "days": 183, "to": 1e9},
+    {"column": "days_since", "channel": "web", "months": [5, 6, 7], "to": 1e9},
+    {"column": "spend", "product_id": ["p1", "p2"], "category": "kind 1", "to": 1e9},
+)
+
+
+def test_the_audience_and_its_measures_of_receipts_are_the_same(pair):
+    asked = rules.read(MEASURES)
+    day = {"as_of": "2022-07-31", "rules": asked}
+    one, other = (audiences.audience(shop, **day) for shop in pair())
+    assert_same(one, other)
+    rows = one.to_pandas()
+    for rule in asked:
+        assert rows[rule.column_name].nunique() > 2, str(rule)
+    assert {"age", "days_to_birthday", "case_kind", "season"} <= {*rows}
+    found = [rules.funnel(rows, asked).to_frame() for rows in (one, other)]
+    pd.testing.assert_frame_equal(*found)
+    for shop in pair():
+        with pytest.raises(DataError, match="there is no category 'kind 9'. Did you mean"):
+            audiences.audience(
+                shop, as_of="2022-07-31", rules=[{"column": "spend", "category": "kind 9"}]
+            )
+
+
+def test_products_may_lie_elsewhere_than_the_receipts(postgres, files, tmp_path):
+    (tmp_path / "shop").mkdir()
+    shutil.copy(files / "products.parquet", tmp_path / "shop")
+    mixed = opened(
+        tmp_path / "shop", f'[source]\nurl = "{postgres}"\n[tables.products]\nurl = "."\n'
+    )
+    asked = [{"column": "spend", "category": "kind 1", "to": 1e9}]
+    made = [
+        audiences.audience(shop, as_of="2022-07-31", rules=asked) for shop in (opened(files), mixed)
+    ]
+    assert_same(*made)
 
 
 @pytest.mark.parametrize("ask", [cohorts.activation, cohorts.retention])
