@@ -86,7 +86,7 @@ def audience(
         members = members.drop("is_member")
     stages = customers.stages(shop, as_of=day)
     # The distance that the risk's features have, without the other passes that those take.
-    distances = features._distances(shop, day, receipts)
+    distances = features.distances(shop, day, receipts)
     parts = [members, summary, stages, receipts, distances, _cases(shop, day)]
     rows = everyone
     for part in [*parts, *given]:

@@ -141,8 +141,12 @@ def adjusted(one: Moments, other: Moments) -> tuple[Moments, Moments, float]:
     """
     freedom = [group.n - 1 for group in (one, other)]
     groups = list(zip((one, other), freedom, strict=True))
+    # Of all customers as one group: what lies between the groups is chance before the campaign.
+    between = one.n * other.n / (one.n + other.n) * (one.other_mean - other.other_mean)
     before = sum(f * g.other_variance for g, f in groups)
-    slope = sum(f * g.covariance for g, f in groups) / before if before > 0 else 0.0
+    before += between * (one.other_mean - other.other_mean)
+    together = sum(f * g.covariance for g, f in groups) + between * (one.mean - other.mean)
+    slope = together / before if before > 0 else 0.0
     middle = sum(g.n * g.other_mean for g in (one, other)) / (one.n + other.n)
     found = [
         Moments(
@@ -154,7 +158,7 @@ def adjusted(one: Moments, other: Moments) -> tuple[Moments, Moments, float]:
     ]
     was = sum(f * g.variance for g, f in groups)
     removed = 1 - sum(f * g.variance for g, f in zip(found, freedom, strict=True)) / was
-    return found[0], found[1], removed if was else 0.0
+    return found[0], found[1], max(0.0, removed) if was else 0.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -65,7 +65,7 @@ def features(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
     rows = shop.landed(_bought(shop, day), "bought")
     if rows.count().to_pyarrow().as_py() == 0:
         raise purchases.nobody(shop, day)
-    for more in (_categories, _cases, _points, _contacts, _distances):
+    for more in (_categories, _cases, _points, _contacts, distances):
         columns = list(rows.columns)
         if (found := more(shop, day, rows)) is not None:
             names = [name for name in found.columns if name != "customer_id"]
@@ -238,7 +238,7 @@ def _contacts(shop: Shop, day: dt.date, _: ir.Table) -> ir.Table | None:
     return shop.landed(found, "contacts")
 
 
-def _distances(shop: Shop, day: dt.date, rows: ir.Table) -> ir.Table | None:
+def distances(shop: Shop, day: dt.date, rows: ir.Table) -> ir.Table | None:
     """Return how far each customer lives from the store of the last purchase, as the crow flies."""
     if not (shop.has("customers") and shop.has("stores") and "store" in rows.columns):
         return None

@@ -1,0 +1,371 @@
+"""Whom to contact: the audience, the policy, arms and hold-out drawn by lot, what can be seen."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crmlab import contact_lists, ledgers, outcomes, planning, policies, results, tables
+from crmlab import rules as rules_of
+from crmlab.policies import Arm, ContactPolicy
+
+if TYPE_CHECKING:
+    import ibis.expr.types as ir
+    import pandas as pd
+
+    from crmlab.sources import Shop
+
+__all__ = ["Arm", "ContactPolicy", "Plan", "plan"]
+
+FRAMES = ("counts", "strata", "suppressed")
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A wave of a campaign: who is contacted, held out or left alone, and what can be seen of it.
+
+    `funnel` says how many customers each rule leaves; `counts`, what became of the `audience`:
+    what, customers; `strata`, how each was divided: stratum, arm, customers; `suppressed`, reason,
+    customers. `said` is what the ledger keeps: the primary outcome, the days, the smallest effects
+    that this size can detect with power .8. `assigned` is a local ibis table, one row per customer
+    with an arm: customer_id, arm, stratum, channel; `left_out` one per suppressed customer:
+    customer_id, reason. `written` is the wave's number once it is in the ledger.
+    """
+
+    shop: Shop
+    campaign: Mapping[str, Any]
+    as_of: dt.date
+    wave: str
+    audience: int
+    funnel: Any
+    counts: pd.DataFrame
+    strata: pd.DataFrame
+    suppressed: pd.DataFrame
+    said: Mapping[str, Any]
+    assigned: ir.Table = field(repr=False)
+    left_out: ir.Table = field(repr=False)
+    record: Mapping[str, Any] = field(repr=False)
+    written: int | None = None
+
+    @property
+    def numbers(self) -> results.Numbers:
+        """How figures print."""
+        return self.shop.numbers
+
+    @cached_property
+    def by_arm(self) -> dict[str, int]:
+        """How many customers each arm has, the hold-out first."""
+        found = self.strata.groupby("arm", sort=False)["customers"].sum()
+        names = [ledgers.HOLDOUT, *(arm["name"] for arm in self.campaign["arms"])]
+        return {name: int(found.get(name, 0)) for name in names}
+
+    @property
+    def contacted(self) -> int:
+        """How many are contacted."""
+        return sum(n for name, n in self.by_arm.items() if name != ledgers.HOLDOUT)
+
+    @property
+    def held_out(self) -> int:
+        """How many are held out."""
+        return self.by_arm[ledgers.HOLDOUT]
+
+    @property
+    def cost(self) -> float:
+        """Shop currency that the contacts cost, without offers and fixed costs."""
+        return float(self.said["contact_cost"])
+
+    @property
+    def warning(self) -> str:
+        """What stands against sending, in a sentence; nothing if nothing does."""
+        return str(self.said["warning"])
+
+    @property
+    def verdict(self) -> str:
+        """The plan in plain words."""
+        n, said = self.numbers, self.said
+        what, seen = said["outcome"], said["detectable"][said["outcome"]]
+        parts = [
+            f"Of {n.number(self.audience)} customers who fit the rules, "
+            f"{n.number(self.contacted)} are contacted and {n.number(self.held_out)} held out by "
+            f"lot; {n.number(int(self.suppressed['customers'].sum()))} may not be contacted."
+        ]
+        if seen is not None:
+            size = {
+                "response": f"{n.number(100 * seen, 1)} percentage points more buyers",
+                "purchases": f"{n.number(seen, 3)} purchases more a customer",
+            }.get(what, f"{n.money(seen)} more {what} a customer")
+            parts.append(
+                f"If it brings {size} in {said['outcome_days']} days, that will be seen 80 times "
+                "in 100; less, more seldom."
+            )
+        return " ".join([*parts, self.warning]).strip()
+
+    @property
+    def kpis(self) -> list[results.Kpi]:
+        """The tiles."""
+        k = self.shop.policy.privacy_k
+        held = results.few(self.held_out, k)
+        found = [
+            results.Kpi("Fit the rules", self.audience, "count"),
+            results.Kpi("Contacted", self.contacted, "count"),
+            results.Kpi("Held out", self.held_out, "count", note="by lot"),
+            results.Kpi("Contacts cost", self.cost, "money", "down"),
+        ]
+        return [tile for tile in found if not held and not results.few(tile.value, k)]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return what became of the audience: what, customers."""
+        return self.counts.copy()
+
+    def _repr_html_(self) -> str:
+        shown = results.html_table(
+            self.counts, title="What became of the audience",
+            formats={"customers": self.numbers.number},
+        )  # fmt: skip
+        return f"<p>{escape(self.verdict)}</p>{shown}"
+
+    def write(self, folder: str | Path) -> contact_lists.Written:
+        """Write the ledger, on the disk for good, and then one contact list per channel and arm.
+
+        Who has withdrawn consent since the plan is on no list, and stays in the arm. A list that
+        is there already is never replaced: a second run gives the same files.
+
+        Parameters
+        ----------
+        folder : where the lists go, private: CSV, one row per customer
+
+        Raises
+        ------
+        UsageError if another process has written this wave meanwhile, or a list of that name
+        holds something else; DataError if the ledger was changed
+        """
+        if self.written is None:
+            self._write_ledger()
+        return contact_lists.write(
+            self.shop, Path(folder), campaign=self.campaign, wave=self.wave, assigned=self.assigned
+        )
+
+    def _write_ledger(self) -> None:
+        import ibis
+
+        if drawn := self.record.get("universal"):
+            known = ledgers.universal(self.shop)
+            if known is None or known["until"] < drawn["starts_on"]:
+                ledgers.write_universal(self.shop, drawn)
+        moment = ibis.literal(dt.datetime.combine(self.as_of, dt.time()) + dt.timedelta(1))
+        named = {"campaign_id": ibis.literal(self.campaign["campaign_id"])}
+        contacts = self.assigned.mutate(
+            **named, wave=ibis.literal(self.wave), assigned_at=moment.cast("timestamp(6)"),
+            window_from=ibis.literal(dt.date.fromisoformat(self.said["sends_on"])),
+        )  # fmt: skip
+        suppressed = self.left_out.mutate(**named, at=moment.cast("timestamp(6)"))
+        wave = ledgers.write_wave(
+            self.shop, self.campaign["campaign_id"], self.record,
+            contacts=contacts.order_by("customer_id").to_pyarrow(),
+            suppressed=suppressed.order_by("customer_id").to_pyarrow(),
+        )  # fmt: skip
+        object.__setattr__(self, "written", wave.number)
+
+
+def plan(
+    audience: ir.Table,
+    shop: Shop,
+    *,
+    as_of: str | dt.date,
+    arms: Sequence[Mapping[str, Any] | Arm],
+    rules: Sequence[Any] = (),
+    policy: Mapping[str, Any] | ContactPolicy | None = None,
+    holdout_share: float = 0.1,
+    seed: int = 1,
+    campaign_id: str = "campaign",
+    name: str = "",
+    sends_on: str | dt.date = "",
+    outcome: str = "margin",
+    outcome_days: int = 28,
+    margin: float | None = None,
+    fixed_cost: float = 0.0,
+    budget: float | None = None,
+    by_household: bool = False,
+    universal_share: float = 0.0,
+    universal_until: str | dt.date = "",
+    audience_before: ir.Table | None = None,
+) -> Plan:
+    """Choose whom to contact, and draw by lot who is held out; nothing is written yet.
+
+    Parameters
+    ----------
+    audience : local ibis table keyed by customer_id, such as `audiences.audience` gives
+    rules : who of them fits: see `rules.read`
+    arms : `Arm`, or tables with its fields, such as {"name": "card", "channel": "post"}
+    policy : `ContactPolicy`, or a table with its fields
+    holdout_share : float, the share of those who may be contacted that are not
+    sends_on : date, the day of sending, on which the days that count begin; by default the day
+        after `as_of`
+    outcome : the primary outcome: response, purchases, spend or margin
+    outcome_days : int, how many days count
+    margin : float, share of the amount; None = by the shop's cost of each line
+    fixed_cost, budget : shop currency; a budget contacts those of the highest expected profit:
+        the audience's column profit, else its value
+    by_household : whether those of a household share their arm
+    universal_share, universal_until : a share of all customers whom no campaign contacts until
+        that day, drawn once
+    audience_before : the audience as it was `outcome_days` before `as_of`: what those who fitted
+        then did since says what to expect without the campaign; by default it is what those who
+        fit now did before, which is nothing where they were chosen for their silence
+
+    Raises
+    ------
+    UsageError for what cannot be asked; DataError where nobody fits or may be contacted, too few
+    for a hold-out, or the campaign goes on with other arms than it began with
+
+    Notes
+    -----
+    A campaign of several waves: each takes only who has no arm yet, and everybody keeps theirs.
+    """
+    day = tables.day(as_of)
+    sending = tables.day(sends_on, name="sends_on") if sends_on else day + dt.timedelta(1)
+    asked = _asked(
+        campaign_id, name, policies.read_arms(arms), policies.read_policy(policy), holdout_share,
+        seed, outcome, outcome_days, fixed_cost, by_household,
+    )  # fmt: skip
+    _check_days(asked, day, sending)
+    drawn = _universal(shop, universal_share, universal_until, sending)
+    asked["margin"] = margin
+    earlier = ledgers.waves(shop, campaign_id)
+    _check_goes_on(asked, earlier, day)
+    funnel = rules_of.funnel(audience, rules_of.read(rules), numbers=shop.numbers)
+    again = next((wave for wave in earlier if wave.as_of == day), None)
+    if again is not None:
+        return _as_written(shop, again, funnel)
+    drawn = _universal(shop, universal_share, universal_until, sending)
+    fits = audience.filter(rules_of.matches(audience, rules_of.read(rules))) if rules else audience
+    found = planning.allot(
+        fits, shop, asked, as_of=day, sends_on=sending, budget=budget, universal=drawn,
+        earlier=earlier, everybody=audience,
+    )  # fmt: skip
+    like = None
+    if audience_before is not None:
+        like = audience_before
+        like = like.filter(rules_of.matches(like, rules_of.read(rules))) if rules else like
+    said = planning.said(shop, found, asked, as_of=day, sends_on=sending, like=like)
+    wave = f"{len(earlier) + 1:03}"
+    record = {
+        "campaign": planning.as_json(asked), "as_of": day.isoformat(), "wave": wave, "said": said,
+        "audience": found.audience, "universal": drawn,
+        **{name: getattr(found, name).to_dict("list") for name in FRAMES},
+    }  # fmt: skip
+    return _of_record(shop, record, funnel, found.assigned, found.left_out)
+
+
+def _check_goes_on(asked: Mapping[str, Any], earlier: Sequence[ledgers.Wave], day: dt.date) -> None:
+    """Refuse a wave that goes on otherwise than the campaign began, or lies before one drawn."""
+    if not earlier:
+        return
+    began, now = earlier[0].plan["campaign"], planning.as_json(asked)
+    name = asked["campaign_id"]
+    for what in ("arms", "holdout_share", "seed", "primary_outcome", "outcome_days", "by_household",
+                 "margin"):  # fmt: skip
+        if began[what] != now[what]:
+            raise tables.UsageError(
+                f"Campaign '{name}' began with {what} = {began[what]!r:.200} and cannot go on with "
+                f"{now[what]!r:.200}: its waves could not be put together. Use another campaign_id."
+            )
+    if day < earlier[-1].as_of:
+        raise tables.UsageError(
+            f"Campaign '{name}' has a wave of {earlier[-1].as_of} already, and as_of {day} is "
+            "before it."
+        )
+
+
+def _as_written(shop: Shop, wave: ledgers.Wave, funnel: Any) -> Plan:
+    """Return the plan of a wave that is in the ledger: the ledger decides."""
+    read = shop.engines.local.read_parquet
+    assigned = read(str(wave.contacts)).select("customer_id", "arm", "stratum", "channel")
+    left_out = read(str(wave.suppressed)).select("customer_id", "reason")
+    return _of_record(shop, wave.plan, funnel, assigned, left_out, wave.number)
+
+
+def _of_record(
+    shop: Shop, record: Mapping[str, Any], funnel: Any, assigned: ir.Table, left_out: ir.Table,
+    written: int | None = None,
+) -> Plan:  # fmt: skip
+    import pandas as pd
+
+    return Plan(
+        shop=shop, campaign=record["campaign"], as_of=dt.date.fromisoformat(record["as_of"]),
+        wave=record["wave"], audience=record["audience"], funnel=funnel, said=record["said"],
+        assigned=assigned, left_out=left_out, record=record, written=written,
+        **{name: pd.DataFrame(record[name]) for name in FRAMES},
+    )  # fmt: skip
+
+
+def _asked(
+    campaign_id: str, name: str, arms: tuple[Arm, ...], policy: ContactPolicy,
+    holdout_share: float, seed: int, outcome: str, outcome_days: int, fixed_cost: float,
+    by_household: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Check what is asked, and return it as the ledger keeps it."""
+    ledgers.check_id(campaign_id)
+    tables.check_range("holdout_share", holdout_share, 0, 1)
+    if not 0 < holdout_share < 1:
+        raise tables.UsageError(
+            f"holdout_share is {holdout_share}: with {'nobody' if not holdout_share else 'all'} "
+            "held out nobody can know what the campaign changed. 0.1 is usual."
+        )
+    if outcome not in outcomes.OUTCOMES:
+        raise tables.UsageError(
+            f"outcome is {outcome!r}; it must be one of {', '.join(outcomes.OUTCOMES)}."
+            + tables.did_you_mean(str(outcome), outcomes.OUTCOMES)
+        )
+    if type(outcome_days) is not int or not 1 <= outcome_days <= 3660:
+        raise tables.UsageError(f"outcome_days is {outcome_days!r}; it must be from 1 to 3660.")
+    if type(seed) is not int:
+        raise tables.UsageError(f"seed is {seed!r}; it must be a whole number.")
+    tables.check_range("fixed_cost", fixed_cost, 0, 1e12)
+    return {
+        "campaign_id": campaign_id, "name": name or campaign_id, "holdout_share": holdout_share,
+        "seed": seed, "primary_outcome": outcome, "outcome_days": outcome_days,
+        "fixed_cost": fixed_cost, "by_household": by_household, "policy": policy,
+        "arms": [{"name": arm.name, "channels": list(arm.channels), "offer": arm.offer,
+                  "share": arm.share, "contact_cost": dict(arm.contact_cost),
+                  "offer_cost": arm.offer_cost} for arm in arms],
+    }  # fmt: skip
+
+
+def _check_days(asked: Mapping[str, Any], day: dt.date, sending: dt.date) -> None:
+    if sending <= day:
+        raise tables.UsageError(f"sends_on {sending} must lie after as_of {day}.")
+    if policies.is_closed(asked["policy"], sending):
+        raise tables.UsageError(
+            f"Nothing is sent on {sending} ({policies.WEEKDAYS[sending.weekday()]}), by the policy."
+        )
+
+
+def _universal(
+    shop: Shop, share: float, until: str | dt.date, sending: dt.date
+) -> dict[str, Any] | None:
+    """Return the universal control in force on a day: the one that was drawn, else a new one."""
+    tables.check_range("universal_share", share, 0, 0.5)
+    known = ledgers.universal(shop)
+    if known and known["starts_on"] <= sending.isoformat() <= known["until"]:
+        if share and share != known["share"]:
+            raise tables.UsageError(
+                f"A universal control of {known['share']} is in force until {known['until']}; it "
+                "cannot be changed before."
+            )
+        return known
+    if not share:
+        return None
+    if not until or tables.day(until, name="universal_until") <= sending:
+        raise tables.UsageError(
+            f"universal_until is {until!s:.20}; say until which day, after {sending}, those stay "
+            "out of every campaign."
+        )
+    first = sending.isoformat()
+    return {"share": share, "salt": f"universal/{first}", "starts_on": first,
+            "until": tables.day(until).isoformat()}  # fmt: skip
