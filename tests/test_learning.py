@@ -137,18 +137,18 @@ def test_hillstroms_mens_mail_moves_nobody_more_than_others():
 @pytest.mark.slow
 def test_hillstroms_mens_mail_goes_to_everyone_and_the_womens_to_half_where_it_costs(monkeypatch):
     monkeypatch.setattr(lists, "RETRAININGS", 5)
-    mens = learning.learn(pd.concat(hillstrom("Mens E-Mail")), seed=1)
+    mens = learning.learn(pd.concat(hillstrom("Mens E-Mail")), seed=1, learners=["t_learner"])
     assert not mens.better
     assert (mens.instead, mens.share) == ("everyone", 1)
     assert mens.verdict.startswith("No list was better than contacting everyone.")
     assert "is not proven either" in mens.verdict
     womens = pd.concat(hillstrom("Womens E-Mail"))
-    dear = learning.learn(womens, seed=1, contact_cost=0.03)
+    dear = learning.learn(womens, seed=1, contact_cost=0.03, learners=["t_learner"])
     assert dear.better
     assert 0.4 <= dear.share <= 0.7
     rows = dear.methods.set_index("method")
-    assert (rows["retrained_low"] <= rows["low"])[: len(learners.METHODS)].all()
-    assert (rows["retrained_high"] >= rows["high"])[: len(learners.METHODS)].all()
+    assert (rows["retrained_low"] <= rows["low"])[:2].all()
+    assert (rows["retrained_high"] >= rows["high"])[:2].all()
     assert rows.loc["t_learner", "retrained_low"] > 0
 
 
