@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Each big package has one home.
 HOMES = {
     "lifetimes": {"fitting"},
-    "sklearn": {"windows", "candidates", "learners"},
+    "sklearn": {"windows", "candidates", "learners", "weighing"},
     "folium": set(),
     "papermill": {"reports"},
     "nbconvert": {"reports"},
