@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from crmlab import contact_lists, ledgers, outcomes, planning, policies, results, tables
 from crmlab import rules as rules_of
+from crmlab.campaign_files import read
 from crmlab.policies import Arm, ContactPolicy
+from crmlab.stocks import Table
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from crmlab.sources import Shop
 
-__all__ = ["Arm", "ContactPolicy", "Plan", "plan"]
+__all__ = ["Arm", "ContactPolicy", "Plan", "day_before", "plan", "read"]
 
 FRAMES = ("counts", "strata", "suppressed")
 
@@ -94,6 +96,9 @@ class Plan:
             f"{n.number(self.contacted)} are contacted and {n.number(self.held_out)} held out by "
             f"lot; {n.number(int(self.suppressed['customers'].sum()))} may not be contacted."
         ]
+        if not self.tellable:
+            k = self.shop.policy.privacy_k
+            parts = [f"Some of the groups of this wave have fewer than {k} customers: not told."]
         if seen is not None:
             size = {
                 "response": f"{n.number(100 * seen, 1)} percentage points more buyers",
@@ -108,28 +113,82 @@ class Plan:
     @property
     def kpis(self) -> list[results.Kpi]:
         """The tiles."""
-        k = self.shop.policy.privacy_k
-        held = results.few(self.held_out, k)
         found = [
             results.Kpi("Fit the rules", self.audience, "count"),
             results.Kpi("Contacted", self.contacted, "count"),
             results.Kpi("Held out", self.held_out, "count", note="by lot"),
             results.Kpi("Contacts cost", self.cost, "money", "down"),
         ]
-        return [tile for tile in found if not held and not results.few(tile.value, k)]
+        return found if self.tellable else []
 
     def to_frame(self) -> pd.DataFrame:
         """Return what became of the audience: what, customers."""
         return self.counts.copy()
 
-    def _repr_html_(self) -> str:
-        shown = results.html_table(
-            self.counts, title="What became of the audience",
-            formats={"customers": self.numbers.number},
-        )  # fmt: skip
-        return f"<p>{escape(self.verdict)}</p>{shown}"
+    @property
+    def tellable(self) -> bool:
+        """Whether no count of what became of the audience is of too few for a page."""
+        counts, k = [*self.counts["customers"], *self.by_arm.values()], self.shop.policy.privacy_k
+        return not any(results.few(count, k) for count in counts)
 
-    def write(self, folder: str | Path) -> contact_lists.Written:
+    @property
+    def power(self) -> Table:
+        """What such customers do anyway, and the smallest effects that this size can show."""
+        import pandas as pd
+
+        n, said, rows = self.numbers, self.said, []
+        for name, usual in said["base"].items():
+            seen = said["detectable"][name]
+            kind = {"response": n.percent, "purchases": lambda one: n.number(one, 3)}
+            printed = kind.get(name, n.money)
+            share = (
+                n.percent(seen / usual, 0) if seen is not None and usual > 0 else results.NOTHING
+            )
+            rows.append((name, printed(usual), results.NOTHING if seen is None else printed(seen),
+                         share))  # fmt: skip
+        if self.campaign["margin"] is None and not said["knows_margin"]:
+            rows = [row for row in rows if row[0] != "margin"]
+        columns = ["outcome", "anyway, per customer", "smallest effect", "in percent"]
+        days = n.number(said["outcome_days"])
+        return Table(f"What can be seen in {days} days", pd.DataFrame(rows, columns=columns), "", n)
+
+    @property
+    def why_not(self) -> pd.DataFrame:
+        """Why customers may not be contacted, as a page may tell it: reason, customers."""
+        return results.merge_small_cells(
+            self.suppressed, label="reason", customers="customers", k=self.shop.policy.privacy_k
+        )
+
+    @property
+    def by_stratum(self) -> pd.DataFrame:
+        """How each stratum was divided, as a page may tell it: a row each, a column per arm."""
+        wide = self.strata.pivot_table("customers", "stratum", "arm", aggfunc="sum", fill_value=0)
+        arms = list(self.by_arm)
+        wide = wide.reindex(columns=arms, fill_value=0).reset_index()
+        wide["customers"] = wide[arms].sum(axis=1)
+        told = results.merge_small_cells(
+            wide, label="stratum", customers="customers", k=self.shop.policy.privacy_k, parts=arms
+        )
+        return told[["stratum", "customers", *arms]]
+
+    def _repr_html_(self) -> str:
+        text, number = f"<p>{escape(self.verdict)}</p>", self.numbers.number
+        if not self.tellable:
+            return text
+        text += results.html_table(
+            self.counts, title="What became of the audience", formats={"customers": number}
+        )
+        if len(self.why_not):
+            text += results.html_table(
+                self.why_not, title="Why some may not be contacted", formats={"customers": number}
+            )
+        strata = self.by_stratum
+        return text + results.html_table(
+            strata, title="Who was drawn for which arm, by stage and value",
+            formats=dict.fromkeys(strata.columns[1:], number),
+        )  # fmt: skip
+
+    def write(self, folder: str | Path | None = None) -> contact_lists.Written:
         """Write the ledger, on the disk for good, and then one contact list per channel and arm.
 
         Who has withdrawn consent since the plan is on no list, and stays in the arm. A list that
@@ -137,7 +196,8 @@ class Plan:
 
         Parameters
         ----------
-        folder : where the lists go, private: CSV, one row per customer
+        folder : where the lists go, private: CSV, one row per customer; by default lists/ and the
+            campaign's id beside the ledger
 
         Raises
         ------
@@ -146,9 +206,11 @@ class Plan:
         """
         if self.written is None:
             self._write_ledger()
+        place = ledgers.folder(self.shop).parent / "lists" / self.campaign["campaign_id"]
         return contact_lists.write(
-            self.shop, Path(folder), campaign=self.campaign, wave=self.wave, assigned=self.assigned
-        )
+            self.shop, Path(folder) if folder else place, campaign=self.campaign, wave=self.wave,
+            assigned=self.assigned,
+        )  # fmt: skip
 
     def _write_ledger(self) -> None:
         import ibis
@@ -238,12 +300,13 @@ def plan(
     asked["margin"] = margin
     earlier = ledgers.waves(shop, campaign_id)
     _check_goes_on(asked, earlier, day)
-    funnel = rules_of.funnel(audience, rules_of.read(rules), numbers=shop.numbers)
+    k = shop.policy.privacy_k
+    funnel = rules_of.funnel(audience, rules, numbers=shop.numbers, k=k)
     again = next((wave for wave in earlier if wave.as_of == day), None)
     if again is not None:
         return _as_written(shop, again, funnel)
     drawn = _universal(shop, universal_share, universal_until, sending)
-    fits = audience.filter(rules_of.matches(audience, rules_of.read(rules))) if rules else audience
+    fits = audience.filter(rules_of.matches(audience, rules)) if rules else audience
     found = planning.allot(
         fits, shop, asked, as_of=day, sends_on=sending, budget=budget, universal=drawn,
         earlier=earlier, everybody=audience,
@@ -251,7 +314,7 @@ def plan(
     like = None
     if audience_before is not None:
         like = audience_before
-        like = like.filter(rules_of.matches(like, rules_of.read(rules))) if rules else like
+        like = like.filter(rules_of.matches(like, rules)) if rules else like
     said = planning.said(shop, found, asked, as_of=day, sends_on=sending, like=like)
     wave = f"{len(earlier) + 1:03}"
     record = {
@@ -302,6 +365,11 @@ def _of_record(
         assigned=assigned, left_out=left_out, record=record, written=written,
         **{name: pd.DataFrame(record[name]) for name in FRAMES},
     )  # fmt: skip
+
+
+def day_before(asked: Mapping[str, Any], *, as_of: str | dt.date) -> dt.date:
+    """Return the day from which as many days as count had gone by at `as_of`."""
+    return tables.day(as_of) - dt.timedelta(int(asked.get("outcome_days", 28)))
 
 
 def _asked(

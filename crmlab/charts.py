@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib.ticker import FuncFormatter
 
 from crmlab import drawing
+from crmlab.campaign_charts import funnel, lift, moved, stayed
 from crmlab.churn_charts import keeping, reasons, risk_by_tenth, risk_over_time
 from crmlab.customer_charts import bridge, early_warning, retention, stock
 from crmlab.drawing import ACTUAL, MODEL, MUTED, STYLE, Chart
@@ -27,8 +28,11 @@ __all__ = [
     "calibration_by",
     "concentration",
     "early_warning",
+    "funnel",
     "keeping",
+    "lift",
     "matrix",
+    "moved",
     "path",
     "purchase_counts",
     "reasons",
@@ -37,6 +41,7 @@ __all__ = [
     "risk_over_time",
     "season",
     "segments",
+    "stayed",
     "stock",
     "tracking",
     "tracking_weekly",

@@ -26,6 +26,41 @@ locale = "en_GB"
 timezone = "Europe/Kyiv"
 """
 
+# An example of a campaign's file: what README.md explains.
+CAMPAIGN = """# Whom to win back: `crmlab report demo-campaigns` plans it. With --set write=true it
+# draws who is held out, writes the ledger, and then the contact lists, all in reports/private/.
+name = "Win back"
+holdout_share = 0.2                # of those who may be contacted
+outcome = "margin"                 # the primary outcome, said before the send
+outcome_days = 56                  # days that count
+fixed_cost = 300
+
+[[rules]]                          # who fits: all rules must hold
+column = "stage"
+is = ["declining", "lost"]
+
+[[rules]]
+column = "spend_year"
+from = 20
+
+[[rules]]                          # measured from the receipts
+column = "purchases"
+category = "Kaffee"
+days = 730
+
+[[arms]]
+name = "voucher"
+channels = ["email", "post"]       # the customer's own wish first, then the cheapest
+offer = "5 € voucher"
+contact_cost = { email = 0.05, post = 0.9 }
+offer_cost = 5
+
+[policy]
+most = 3                           # contacts in 30 days, of all campaigns
+quiet_days = 7                     # without any other contact
+closed = ["sunday"]
+"""
+
 # From the package's files, each a view of its own name; data/complete-journey/shop.toml says why
 # so. Transactions come last: the shop is open once they are there.
 COMPLETE_JOURNEY = {
@@ -107,8 +142,11 @@ def shop(
     folder = folder or home() / "data" / "demo"
     folder.mkdir(parents=True, exist_ok=True)
     simulation.write(folder, customers=customers, effects=effects, seed=seed)
-    with _replacing(folder / "shop.toml") as scratch:
-        scratch.write_text(DEMO, encoding="utf-8")
+    (folder / "campaigns").mkdir(exist_ok=True)
+    for path, text in ((folder / "campaigns" / "win-back.toml", CAMPAIGN),
+                       (folder / "shop.toml", DEMO)):  # fmt: skip
+        with _replacing(path) as scratch:
+            scratch.write_text(text, encoding="utf-8")
     return folder / "shop.toml"
 
 

@@ -162,8 +162,8 @@ def money(
         verdict = "earned" if low > 0 else "lost" if high < 0 else "not proven"
         rows.append(
             {"arm": arm, "n": n, "contacts": sent, "margin": profit + cost, "cost": cost,
-             "profit": profit, "low": low, "high": high, "verdict": verdict,
-             "roi": profit / cost if cost else math.nan,
+             "each": one["cost"].mean, "profit": profit, "low": low, "high": high,
+             "verdict": verdict, "roi": profit / cost if cost else math.nan,
              "break_even": (profit + n * one["contact_cost"].mean) / sent if sent else math.nan,
              **_per_buyer(one, held, cost / n, level)}
         )  # fmt: skip

@@ -359,6 +359,7 @@ def said(
         "base": {name: one.mean for name, one in before.items()},
         "detectable": {name: None if one != one else one for name, one in detectable.items()},
         "contact_cost": found.contact_cost,
+        "knows_margin": "cost" in shop.table("transactions").columns,
         "warning": _warning(
             detectable[primary], before[primary].mean, held, least, days, like is not None
         ),

@@ -80,7 +80,7 @@ def find(
         return _universal(shop, as_of, window_days, outcome, looks)
     if control != HOLDOUT:
         raise tables.UsageError(f"control is {control!r}; it must be 'holdout' or 'universal'.")
-    known, rows = _assigned(shop, campaign_id, as_of)
+    known, rows = assigned(shop, campaign_id, as_of)
     sizes, sent = _sizes(rows)
     _check_arms(shop, campaign_id, known, rows, sizes, sent)
     cautions = []
@@ -104,7 +104,7 @@ def find(
     )  # fmt: skip
 
 
-def _assigned(shop: Shop, campaign_id: str, as_of: dt.date) -> tuple[dict[str, Any], ir.Table]:
+def assigned(shop: Shop, campaign_id: str, as_of: dt.date) -> tuple[dict[str, Any], ir.Table]:
     """Return what is known of a campaign, and its customers with an arm by that day."""
     import ibis
 
@@ -179,11 +179,9 @@ def _asked(
     known: Mapping[str, Any], window_days: int | None, outcome: str, cautions: list[str]
 ) -> tuple[int, str]:
     """Return the days that count and the primary outcome: as asked, as said before, as usual."""
-    days, starts, ends = known.get("outcome_days"), known.get("starts_on"), known.get("ends_on")
-    if not days and starts and ends and ends >= starts:
-        days = (ends - starts).days + 1
-    if window_days and days and window_days != int(days):
-        cautions.append(f"Before the send {int(days)} days were said to count, not {window_days}.")
+    days = said_days(known)
+    if window_days and days and window_days != days:
+        cautions.append(f"Before the send {days} days were said to count, not {window_days}.")
     if not days and not window_days:
         cautions.append(f"How many days count was never said: {USUAL_DAYS} are taken.")
     said = known.get("primary_outcome")
@@ -193,7 +191,20 @@ def _asked(
         cautions.append("The primary outcome was not said before the send.")
     elif outcome and outcome != said:
         cautions.append(f"Before the send the primary outcome was said to be {said}.")
-    return int(window_days or days or USUAL_DAYS), outcome or said or "margin"
+    return days_of(known, window_days), outcome or said or "margin"
+
+
+def said_days(known: Mapping[str, Any]) -> int | None:
+    """Return how many days were said to count, or how long the campaign lasted; None if neither."""
+    days, starts, ends = known.get("outcome_days"), known.get("starts_on"), known.get("ends_on")
+    if not days and starts and ends and ends >= starts:
+        days = (ends - starts).days + 1
+    return int(days) if days else None
+
+
+def days_of(known: Mapping[str, Any], window_days: int | None) -> int:
+    """Return how many days count: as asked, as said before, as usual."""
+    return window_days or said_days(known) or USUAL_DAYS
 
 
 def _with_costs(

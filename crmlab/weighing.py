@@ -203,7 +203,8 @@ def chances(matrix: Array, contacted: Flags, folds: Folds) -> Array:
 
     chance = np.zeros(len(contacted))
     for learn, judge in folds:
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=2000))
+        chance_of = LogisticRegression(C=1.0, solver="newton-cholesky")
+        model = make_pipeline(StandardScaler(), chance_of)
         model.fit(matrix[learn], contacted[learn])
         chance[judge] += model.predict_proba(matrix[judge])[:, 1]
     return chance / _cuts(folds, len(contacted))

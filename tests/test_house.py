@@ -28,7 +28,7 @@ HOMES = {
     "papermill": {"reports"},
     "nbconvert": {"reports"},
     "ipywidgets": set(),
-    "matplotlib": {"drawing", "customer_charts", "churn_charts", "charts"},
+    "matplotlib": {"drawing", "customer_charts", "churn_charts", "campaign_charts", "charts"},
     "click": {"__main__"},
 }
 
