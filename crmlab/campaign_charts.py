@@ -85,7 +85,7 @@ def lift(result: Lift) -> Chart | None:
         axes.set_yticks(range(len(rows)), names)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
-        axes.set(xlabel="more than those held out, % (the first in the verdict: orange)")
+        axes.set(xlabel="more than those held out, % (primary: orange)")
     return chart
 
 

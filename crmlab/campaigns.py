@@ -92,7 +92,7 @@ class Plan:
         n, said = self.numbers, self.said
         what, seen = said["outcome"], said["detectable"][said["outcome"]]
         parts = [
-            f"Of {n.number(self.audience)} customers who fit the rules, "
+            f"“{self.campaign['name']}”: of {n.number(self.audience)} customers who fit the rules, "
             f"{n.number(self.contacted)} are contacted and {n.number(self.held_out)} held out by "
             f"lot; {n.number(int(self.suppressed['customers'].sum()))} may not be contacted."
         ]

@@ -126,6 +126,14 @@ class Target:
             f"{best}{sorts} {base}"
         )
 
+    @property
+    def headline(self) -> str:
+        """The verdict in one short sentence, for a summary."""
+        if self.better:
+            share = self.numbers.percent(self.share, 0)
+            return f"Next time contact the {share} whom the message moves most."
+        return f"No list of whom to contact was better than {WORDS[self.instead]}."
+
     def to_frame(self) -> pd.DataFrame:
         """Return one row per way to choose."""
         return self.methods

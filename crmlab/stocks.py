@@ -45,7 +45,7 @@ class LeftOut:
         """Nothing: what is not known adds nothing to a summary."""
         return ""
 
-    caution = verdict
+    caution = headline = verdict
 
     def __bool__(self) -> bool:
         """Tell that there is nothing."""

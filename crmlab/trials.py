@@ -153,8 +153,8 @@ def _check_arms(
             else "who was held out was no lot's choice"
         )
         raise tables.DataError(
-            f"{name} has no hold-out to compare with: {why}. `uplift.without_holdout` says what "
-            "can be said, and that is weaker."
+            f"{name} has no hold-out to compare with: {why}. That somebody was exposed to it is no "
+            "proof of what it did; what can be said without a hold-out is weaker."
         )
     if len(sizes) == 1:
         raise tables.DataError(f"{name} has only a hold-out: nobody was contacted.")

@@ -177,10 +177,11 @@ class Lift:
         rows = rows.rename(columns={"margin": "margin more", "low": "from", "high": "to"})
         shown = ["arm", "margin more", "cost", "profit", "from", "to", "verdict", "return",
                  "a contact may cost", "cost of a buyer more"]  # fmt: skip
+        who = "Every buyer" if self.take_up == 1 else f"{n.percent(self.take_up, 0)} of the buyers"
         note = (
             "Profit is the margin beyond that of those held out, less contacts, offers and fixed "
-            "costs; from and to hold it 95 times in 100. Every buyer of an arm is taken to have "
-            f"used the offer, but for {n.percent(1 - self.take_up, 0)}."
+            "costs; from and to hold it 95 times in 100. "
+            f"{who} of an arm counts as having used the offer."
         )
         return Table("What each arm earned", rows[shown], self.money_verdict, n,
                      ("margin more", "cost", "profit", "from", "to"), (), (), note)  # fmt: skip

@@ -8,6 +8,7 @@ from crmlab import reports
 from tests.projects import go, goes, write_notebook
 
 DEMO = ["cdnow-clv", "demo-clv", "complete-journey-clv", "demo-customers", "demo-churn"]
+DEMO += ["demo-campaigns", "demo-uplift", "complete-journey-uplift"]
 
 
 @pytest.fixture(scope="module")
