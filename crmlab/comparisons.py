@@ -107,10 +107,12 @@ def without_holdout(
     earlier = _did(shop, rows, first - dt.timedelta(2 * days), day, days, outcome)
     earlier = earlier.select(who="customer_id", placebo=outcome)
     did = did.left_join(earlier, did.customer_id == earlier.who).drop("who")
-    kept = [name for name in known.columns if name not in NO_FEATURES]
-    did = did.left_join(known.select(*kept), "customer_id").drop("customer_id_right")
-    frame = _plain(did.order_by("customer_id"))
-    covariates = [name for name in kept if name in frame and name != "customer_id"]
+    kept = [name for name in known.columns if name not in (*NO_FEATURES, "customer_id")]
+    # Their names say that they are of before: one may be called as the outcome is.
+    named = {f"earlier {name}": known[name] for name in kept}
+    did = did.left_join(known.select("customer_id", **named), "customer_id")
+    frame = _plain(did.drop("customer_id_right").order_by("customer_id"))
+    covariates = [name for name in frame if name.startswith("earlier ")]
     # Who was chosen by what they did lately differs in it: the placebo must hold that still too.
     return observed.observed(
         frame, outcome=outcome, placebo="placebo", covariates=[*covariates, "before", "placebo"],

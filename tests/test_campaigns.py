@@ -471,3 +471,73 @@ def test_all_contacting_is_measured_against_the_universal_control(shop, tmp_path
     assert found.earned.iloc[0]["contacts"] > 100
     with pytest.raises(DataError, match="begins on 2024-06-01, after"):
         uplift.measure(shop, as_of="2024-05-01", control="universal", margin=0.3)
+
+
+FILE = """name = "Back"
+outcome = "spend"
+holdout_share = 0.2
+[[rules]]
+column = "spend_year"
+from = 20
+[[arms]]
+name = "card"
+channels = ["email", "post"]
+contact_cost = { email = 0.05, post = 0.9 }
+[policy]
+most = 3
+"""
+
+
+def put(club, name, text):
+    folder = club.settings.folder / "campaigns"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.toml").write_text(text)
+
+
+def test_a_campaigns_file_says_what_plan_takes(club):
+    put(club, "back", FILE)
+    asked = campaigns.read(club, "back")
+    found = plan(club, **{"arms": None, "outcome": None} | asked)
+    same = plan(club, campaign_id="back", name="Back", rules=[{"column": "spend_year", "from": 20}],
+                arms=[ARMS[0] | {"offer": "", "offer_cost": 0}], policy={"most": 3})  # fmt: skip
+    assert arms(found) == arms(same)
+    assert found.verdict.startswith("“Back”: of ")
+    assert campaigns.day_before(asked, as_of=DAY) == dt.date(2024, 6, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (FILE.replace("holdout_share", "hold_out_share"), "Did you mean 'holdout_share'"),
+        (FILE.replace("0.2", '"0.2"'), "holdout_share is '0.2'; it must be of type float"),
+        (FILE.replace("name =", "name"), "cannot be read"),
+        (FILE.replace("from = 20", "form = 20"), "Did you mean 'from'"),
+        ('name = "x"', "says no arms"),
+    ],
+)
+def test_a_campaigns_file_that_cannot_be_meant_is_refused_in_words(club, text, words):
+    put(club, "bad", text)
+    with pytest.raises(UsageError, match=words):
+        campaigns.read(club, "bad")
+
+
+def test_a_campaign_without_a_file_names_those_there_are(club):
+    put(club, "back", FILE)
+    with pytest.raises(UsageError, match="Did you mean 'back'"):
+        campaigns.read(club, "bakc")
+    with pytest.raises(UsageError, match="letters, digits"):
+        campaigns.read(club, "../club")
+
+
+def test_a_page_tells_no_group_of_few(club):
+    few = plan(club, audience(club, IDS[:100]), holdout_share=0.05)
+    assert few.held_out < 10 and not few.tellable
+    assert few.kpis == [] and "<table" not in few._repr_html_()
+    assert str(few.held_out) not in few.verdict.split(".")[0]
+    many = plan(club)
+    assert many.tellable and (many.by_stratum[["holdout", "card", "letter"]] >= 10).all(axis=None)
+    assert (many.why_not["customers"] >= 10).all()
+    from crmlab import charts
+
+    assert f"are contacted: {many.contacted}" in charts.funnel(many).alt
+    assert "are contacted" not in charts.funnel(few).alt

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from crmlab import effects, lifts, outcomes, sources, uplift
+from crmlab import demo, effects, lifts, outcomes, sources, uplift
+from crmlab.effects import Moments
 from crmlab.tables import DataError, UsageError
 from tests.conftest import REFERENCE_DATA
 
@@ -327,3 +328,61 @@ def test_a_campaign_after_which_nobody_bought_is_told_as_one(make_shop, tmp_path
     found = uplift.measure(shop, campaign_id="x", as_of="2024-01-31", margin=0.3)
     assert "did not visibly change" in found.verdict
     assert not found.tellable and len(found.shown()) == 0
+
+
+def moments(values, before=None):
+    n, total, squares = len(values), values.sum(), (values**2).sum()
+    more = () if before is None else (before.sum(), (before**2).sum(), (values * before).sum())
+    return Moments.of_sums(n, float(total), float(squares), *map(float, more))
+
+
+def world(folder, seed, customers=1_500):
+    """What the customers of a small shop's campaign did, and what it truly changed."""
+    demo.shop(folder=folder, customers=customers, seed=seed)
+    rows = duckdb.sql(f"""
+        select arm = 'holdout' as held, purchases_with, purchases_without,
+            spend_with::double as spend_with, spend_without::double as spend_without
+        from '{folder}/truth/campaign_effects.parquet' where campaign_id = '2025-spring'
+    """)
+    return {name: values for name, values in rows.fetchnumpy().items()}
+
+
+def held_the_truth(folder, seed):
+    """Whether the intervals of purchases and spend hold what the campaign truly changed."""
+    rows, found = world(folder, seed), []
+    held = rows["held"]
+    for name in ("purchases", "spend"):
+        with_it, without = (rows[f"{name}_{one}"].astype(float) for one in ("with", "without"))
+        # Moments as the engine's sums give them; before is not looked at here.
+        groups = {("voucher",): {name: moments(with_it[~held], with_it[~held] * 0)},
+                  ("holdout",): {name: moments(without[held], without[held] * 0)}}  # fmt: skip
+        sizes = {"voucher": int((~held).sum()), "holdout": int(held.sum())}
+        [row] = lifts.differences(groups, [name], sizes=sizes, primary=name,
+                                  alpha=0.05).itertuples()  # fmt: skip
+        found.append(row.low <= (with_it - without).mean() <= row.high)
+    return found
+
+
+@pytest.mark.slow
+def test_the_interval_holds_the_truth_of_generated_campaigns(tmp_path):
+    found = np.array([held_the_truth(tmp_path, seed) for seed in range(100, 300)])
+    assert (found.mean(axis=0) >= 0.89).all() and (found.mean(axis=0) <= 0.99).all()
+
+
+@pytest.mark.slow
+def test_daily_looks_at_a_campaign_that_does_nothing_alarm_in_at_most_5_percent():
+    rng, worlds, days, n = np.random.default_rng(7), 400, 28, 300
+    alarms = plain = 0
+    for _ in range(worlds):
+        spend = (rng.random((days, 2, n)) < 0.05) * rng.gamma(2, 15, (days, 2, n))
+        so_far = spend.cumsum(axis=0)
+        hits = []
+        for look in range(1, days + 1):
+            groups = [moments(one) for one in so_far[look - 1]]
+            alpha = effects.alpha_of_look(look, alpha=0.025) if look < days else 0.025
+            found = [effects.welch(*groups, alpha=level).p_value < level for level in (alpha, 0.05)]
+            hits.append(found)
+        alarms += any(one for one, _ in hits)
+        plain += any(one for _, one in hits)
+    assert alarms / worlds <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / worlds)
+    assert plain / worlds > 0.1  # without that, looking alone finds something
