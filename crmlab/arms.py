@@ -41,17 +41,19 @@ def merged(strata: Sequence[str] | Array, *, smallest: int = SMALLEST) -> Array:
     While "other" itself is too small the next smallest joins it.
     """
     import numpy as np
+    import pandas as pd
 
-    names, place, counts = np.unique(np.asarray(strata, object).astype(str), return_inverse=True,
-                                     return_counts=True)  # fmt: skip
-    order = np.lexsort((names, counts))
+    place, names = pd.factorize(np.asarray(strata, object), sort=True)
+    counts = np.bincount(place, minlength=len(names))
+    order = np.lexsort((np.arange(len(names)), counts))
     small = int((counts < smallest).sum())
     while 0 < small < len(names) and counts[order[:small]].sum() < smallest:
         small += 1
     if small > 1 or small == len(names):
-        names = names.astype(object)
+        names = names.copy()
         names[order[:small]] = "other"
-    return names.astype(object)[place]
+    merged_names: Array = names[place]
+    return merged_names
 
 
 def drawn(
@@ -65,12 +67,13 @@ def drawn(
     and wave, so that everybody's chance of an arm is exactly its share.
     """
     import numpy as np
+    import pandas as pd
 
     if not len(ids):
         return np.zeros(0, int)
-    names, of = np.unique(np.asarray(strata, object).astype(str), return_inverse=True)
-    lot, keys = lots(ids, salt=salt), np.asarray(ids, object).astype(str)
-    order = np.lexsort((keys, lot, of))
+    of, names = pd.factorize(np.asarray(strata, object), sort=True)
+    # Two of a million ids have the same lot once in forty million campaigns.
+    order = np.lexsort((lots(ids, salt=salt), of))
     sizes = np.bincount(of, minlength=len(names))
     rank = np.empty(len(of), int)
     rank[order] = np.arange(len(of)) - np.repeat(np.cumsum(sizes) - sizes, sizes)

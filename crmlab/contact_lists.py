@@ -83,7 +83,7 @@ def write(
                 f"{path} holds customers who are not of this wave: move it away, or write into "
                 "another folder. Nothing was replaced."
             )
-        left = {harmless(one) for one in ids} - {harmless(one) for one in may}
+        left = set(map(harmless, some.loc[~some["agreed"], "customer_id"]))
         listed += len(left & set(there))
         withdrawn += len(left - set(there))
         lists[path] = len(there)

@@ -213,13 +213,13 @@ def open_channels(
         name: _under(wide, f"sent_{n}", policy.most_by_channel.get(name))
         for n, name in enumerate(named)
     }
-    preferred = ibis.null("string")
+    wish = ibis.literal("")
     if "preferred_channel" in columns:
-        preferred = wide.preferred_channel
+        wish = wide.preferred_channel.fill_null("")
     chosen, agreed_all, free_all = {}, [], []
     for n, arm in enumerate(arms):
         cheapest = sorted(arm.channels, key=lambda one: (arm.contact_cost.get(one, 0.0), one))
-        first = [(may[one] & free[one] & (preferred == one).fill_null(False), ibis.literal(one))
+        first = [(may[one] & free[one] & (wish == one), ibis.literal(one))
                  for one in cheapest]  # fmt: skip
         then = [(may[one] & free[one], ibis.literal(one)) for one in cheapest]
         chosen[f"channel_{n}"] = ibis.cases(*first, *then, else_=ibis.null("string"))

@@ -16,7 +16,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from crmlab import audiences, clv, cohorts, customers, features, inventory, rules, sources
+from crmlab import (
+    audiences,
+    clv,
+    cohorts,
+    customers,
+    features,
+    inventory,
+    policies,
+    rules,
+    sources,
+    uplift,
+)
 from crmlab.tables import CONTRACT, DataError
 from tests.conftest import need, new_database
 
@@ -72,7 +83,7 @@ def others():
                 "latitude": [0.0, 91.0, math.nan] + [50.45] * 198,
                 "longitude": [0.0, 30.5, 30.5] + [30.5] * 198,
                 "sms_ok": pa.array([True, None] + [False] * 199),
-                "mail_ok": pa.array([1, 0] + [None] * 199, pa.int32()),
+                "mail_ok": pa.array([1, 0] + [None, 1, 1] * 66 + [None], pa.int32()),
             }
         ),
         "stores": pa.table(
@@ -111,16 +122,27 @@ def others():
         ),
         "contacts": pa.table(
             {
-                "campaign_id": ["x"] * 60,
-                "customer_id": [str(10_001 + n) for n in range(60)],
-                "arm": ["mail"] * 60,
-                "assigned_at": pa.array(days(60, 3), pa.timestamp("us")),
-                "sent_at": pa.array(days(60, 3), pa.timestamp("us")),
+                "campaign_id": ["x"] * 60 + ["y"] * 120,
+                "customer_id": [str(10_001 + n) for n in (*range(60), *range(80, 200))],
+                "arm": ["mail"] * 60 + ["mail", "holdout", "call"] * 40,
+                "assigned_at": pa.array([*days(60, 3), *[DRAWN] * 120], pa.timestamp("us")),
+                "sent_at": pa.array([*days(60, 3), *[DRAWN, None, DRAWN] * 40], pa.timestamp("us")),
+            }
+        ),
+        "campaigns": pa.table(
+            {
+                "campaign_id": ["x", "y"],
+                "channel": ["sms", "post"],
+                "starts_on": pa.array([dt.date(2022, 5, 2), dt.date(2022, 6, 2)]),
+                "ends_on": pa.array([dt.date(2022, 5, 31), dt.date(2022, 7, 1)]),
+                "contact_cost": pa.array([decimal.Decimal("0.05"), decimal.Decimal("0.90")], MONEY),
+                "randomised": [False, True],
             }
         ),
     }
 
 
+DRAWN = dt.datetime(2022, 6, 1, 22, 30)  # the next day in Kyiv
 TOML = """
 name = "Shop"
 timezone = "Europe/Kyiv"
@@ -347,6 +369,32 @@ def test_the_audience_and_its_measures_of_receipts_are_the_same(pair):
             audiences.audience(
                 shop, as_of="2022-07-31", rules=[{"column": "spend", "category": "kind 9"}]
             )
+
+
+def test_a_campaign_is_measured_the_same(pair):
+    asked = {"campaign_id": "y", "as_of": "2022-07-31", "margin": 0.3}
+    one, other = (uplift.measure(shop, **asked) for shop in pair())
+    assert one.trial.first_from == dt.date(2022, 6, 2)
+    assert dict(one.trial.sizes) == {"mail": 40, "holdout": 40, "call": 40}
+    for name in ("rows", "earned", "longer", "guardrails", "segments", "balance"):
+        pd.testing.assert_frame_equal(getattr(one, name), getattr(other, name), rtol=1e-9)
+    assert one.to_frame()["mean"].min() > 0
+
+
+def test_who_may_be_contacted_is_the_same(pair):
+    day, arms = (
+        dt.date(2022, 6, 10),
+        policies.read_arms([{"name": "a", "channels": ["sms", "post"]}]),
+    )
+    policy = policies.read_policy({"most": 1, "quiet_days": 2, "complaint_days": 20})
+    found = []
+    for shop in pair():
+        rows = shop.landed(shop.table("customers").select("customer_id"), "customers")
+        asked = {"arms": arms, "policy": policy, "as_of": day, "sends_on": day + dt.timedelta(1)}
+        found.append(policies.open_channels(rows, shop, **asked))
+    assert_same(*found)
+    said = set(found[0].to_pandas()["reason"].fillna("may"))
+    assert {"may", "no consent", "complaint"} <= said and len(said) > 3
 
 
 def test_products_may_lie_elsewhere_than_the_receipts(postgres, files, tmp_path):

@@ -107,6 +107,38 @@ def risk(folder):
     within("  extra memory", found["extra"], "MB", digits=0)
 
 
+def campaigns(folder):
+    """Plan and measure campaigns of a million customers; learn from Hillstrom's."""
+    found = child("measured_arms", rounds=PAIRS)
+    what = "1 M customers, 5 outcomes, 3 arms, from DuckDB"
+    within(what, statistics.median(found["ours"]), "s", 0.3)
+    if found["theirs"]:
+        ours, theirs = (statistics.median(found[one]) for one in ("ours", "theirs"))
+        against("  the same", ours, theirs, "tea-tasting", least=3)
+    else:
+        show("  no tea-tasting here to compare with: pip install tea-tasting", "")
+    found = child("planned", folder=folder, customers=1_000_000)
+    within("plan of 1 M customers, 10 rules, with its power", found["plan"], "s", 8)
+    within("  writing ledger and lists", found["write"], "s")
+    within("  extra memory", found["extra"], "MB", digits=0)
+    found = child("hillstrom")
+    if found["seconds"]:
+        within("T-learner of Hillstrom, 500 bootstrap Qinis", found["seconds"], "s", 5)
+
+
+def campaign_coverage(folder, worlds=2_000, step=100):
+    """Count in generated campaigns how often the 95 % interval holds the truth."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = list(
+            pool.map(lambda first: child("campaign_worlds", folder=f"{folder}/{first}",
+                                         worlds=step, first=first), range(0, worlds, step))
+        )  # fmt: skip
+    for name in ("purchases", "spend"):
+        share = statistics.mean(one for part in parts for one in part[name])
+        show(f"campaign's 95 % interval of {name}, {worlds:,} worlds", f"{share:.1%}",
+             target="93.3 to 96.6 %", good=0.933 <= share <= 0.966)  # fmt: skip
+
+
 def demo_shop(folder, customers):
     made = [child("simulate", folder=folder, customers=customers) for _ in range(ROUNDS)]
     seconds, size = median(made, "write"), f"demo shop of {customers:,} customers"
@@ -281,7 +313,8 @@ def main():
     scratch = Path(tempfile.mkdtemp(prefix="crmlab-bench-", dir=options.folder))
     pieces = [
         (customers_of, ()), (stages_of, ()), (risk, ()), (demo_shop, (200_000,)), (processes, ()),
-        (runs, ()), (value, ()), (hits, ()), (coverage, ()),
+        (runs, ()), (value, ()), (hits, ()), (coverage, ()), (campaigns, ()),
+        (campaign_coverage, ()),
     ] if not options.large else [(large, ()), (demo_shop, (1_000_000,))]  # fmt: skip
     try:
         for piece, arguments in pieces:

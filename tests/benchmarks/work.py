@@ -260,6 +260,105 @@ def risks_of(folder):
     return found | {"extra": memory("VmHWM") - before}
 
 
+def measured_arms(rounds):
+    """Compare three arms in five outcomes, from a table of DuckDB, in turn with tea-tasting."""
+    import ibis
+
+    from crmlab import lifts, outcomes
+
+    con = ibis.duckdb.connect()
+    con.con.execute("""create table arms as select
+        ['holdout', 'a', 'b'][1 + (hash(i) % 3)::int] as arm,
+        (hash(2 * i) % 10 = 0)::double as response, (hash(3 * i) % 4)::double as purchases,
+        (hash(5 * i) % 9000)::double / 100 as spend, (hash(7 * i) % 3000)::double / 100 as margin,
+        (hash(11 * i) % 100)::double as visits, (hash(13 * i) % 2)::double as before
+        from range(1000000) as t(i)""")
+    rows, names = con.table("arms"), ["response", "purchases", "spend", "margin", "visits"]
+    pairs = {name: (name, "before") for name in names}
+    sizes = {"holdout": 333_333, "a": 333_333, "b": 333_333}
+
+    def ours():
+        groups = outcomes.moments(rows, pairs)
+        return lifts.differences(groups, names, sizes=sizes, primary="spend", alpha=0.05)
+
+    asked = {"ours": ours}
+    with suppress(ImportError):
+        import tea_tasting as tt
+
+        peer = tt.Experiment({name: tt.Mean(name, "before") for name in names}, variant="arm")
+        asked["theirs"] = lambda: peer.analyze(rows, control="holdout", all_variants=True)
+    return {"theirs": []} | in_turn(asked, rounds)
+
+
+def planned(folder, customers):
+    """Plan a campaign of all customers of a shop: ten rules, consent, hold-out by stratum."""
+    import duckdb
+
+    from crmlab import audiences, campaigns, sources
+
+    home = Path(folder, "home")
+    (home / "data" / "big").mkdir(parents=True)
+    (home / "reports").mkdir()
+    (home / "reports" / "reports.toml").write_text("")
+    os.environ["CRMLAB_HOME"] = str(home)
+    data = home / "data" / "big"
+    (data / "shop.toml").write_text(PLACE)
+    duckdb.sql(LOG.format(customers=customers, first=0, last=4 * customers,
+                          path=data / "transactions.parquet"))  # fmt: skip
+    duckdb.sql(f"""copy (select 'C' || lpad(i::varchar, 7, '0') as customer_id,
+        date '1950-01-01' + (hash(i) % 20000)::int as birth_date,
+        ['f', 'm'][1 + (hash(3 * i) % 2)::int] as sex, 'R' || hash(5 * i) % 9 as region,
+        ['email', 'post'][1 + (hash(7 * i) % 2)::int] as preferred_channel
+        from range({customers}) as t(i)) to '{data}/customers.parquet'""")
+    duckdb.sql(f"""copy (select 'C' || lpad(i::varchar, 7, '0') as customer_id, channel,
+        'given' as status from range({customers}) as t(i), (values ('email'), ('post')) v(channel)
+        where hash(i) % 20 > 0) to '{data}/consents.parquet'""")
+    shop = sources.open_shop("big")
+    rules = [
+        {"column": "age", "from": 18, "to": 90}, {"column": "sex", "is": ["f", "m"]},
+        {"column": "region", "is_not": "R8"}, {"column": "spend_year", "from": -1000},
+        {"column": "purchases", "from": 1}, {"column": "silent", "to": 2000},
+        {"column": "frequency", "to": 500}, {"column": "birth_date", "known": True},
+        {"column": "days_since_first", "from": 1}, {"column": "purchases", "days": 2000},
+    ]  # fmt: skip
+    audience = audiences.audience(shop, as_of=AS_OF, rules=rules)
+    for name in ("consents", "transactions"):
+        shop.table(name)
+    found, before = {}, memory("VmRSS")
+    arms = [{"name": "a", "channels": ["email", "post"], "contact_cost": 0.1}]
+    with clock(found, "plan"):
+        plan = campaigns.plan(audience, shop, as_of=AS_OF, rules=rules, arms=arms, margin=0.3)
+    with clock(found, "write"):
+        plan.write()
+    assert plan.contacted > customers / 2
+    return found | {"extra": memory("VmHWM") - before}
+
+
+def hillstrom():
+    """Fit a T-learner on half of Hillstrom's campaign; its Qini with 500 bootstraps."""
+    from tests import test_learning
+    from tests.conftest import REFERENCE_DATA
+
+    if not (REFERENCE_DATA / "hillstrom.csv.gz").exists():
+        return {"seconds": None}
+    train, test = test_learning.hillstrom("Womens E-Mail")
+    treated, outcome = test_learning.arms(test)
+    found = {}
+    with clock(found, "seconds"):
+        score = test_learning.learning.score_split(train, test)
+        test_learning.draws({"t": score}, treated, outcome, times=500, seed=1)
+    return found
+
+
+def campaign_worlds(folder, worlds, first):
+    """Whether the intervals of generated campaigns hold the truth, world by world."""
+    from tests.test_uplift import held_the_truth
+
+    Path(folder).mkdir(parents=True)
+    both = [held_the_truth(Path(folder), 10_000 + first + n) for n in range(worlds)]
+    return {name: [bool(one[n]) for one in both] for n, name in enumerate(("purchases", "spend"))}
+
+
 def scans(folder, table):
     """Count how often the check reads a table: the scans of its file in all queries, as they ran.
 
