@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crmlab import customers, ledgers, lifts, results, tables, uplift, verdicts
+from crmlab import customers, ledgers, lifts, results, tables, trials, uplift, verdicts
 from crmlab.ledgers import HOLDOUT
 from crmlab.stocks import Table
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 # From so many contacts on customers are counted together.
 MOST = 5
-HISTORY = ("campaign", "since", "channel", "contacted", "held out", "outcome", "change", "low",
-           "high", "profit", "verdict")  # fmt: skip
+HISTORY = ("campaign", "verdict", "profit", "outcome", "change", "low", "high", "since",
+           "channel", "contacted", "held out")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,10 @@ def reach(shop: Shop, days: Period) -> Table:
     counted = rows.group_by("stage", "channel").aggregate(
         customers=rows.customer_id.nunique(), contacts=rows.count()
     )
+    [all_of_them] = rows.aggregate(n=rows.customer_id.nunique()).to_pyarrow().to_pylist()
+    each = rows.group_by("channel").aggregate(n=rows.customer_id.nunique()).to_pandas()["n"]
+    if results.few(int(each.sum()) - all_of_them["n"], k):
+        raise tables.DataError("Too few were reached by two channels to tell of each channel.")
     found, parts = counted.order_by("channel", "stage").to_pandas(), []
     for channel, some in found.groupby("channel"):
         told = results.merge_small_cells(
@@ -166,9 +171,10 @@ def history(
 
     Returns
     -------
-    Table, one row per arm of a campaign assigned by `as_of`: campaign; since; channel; contacted;
-    held out; outcome, the primary one; change in percent of those held out, low, high; profit in
-    shop currency; verdict: earned, lost, not proven, no hold-out, not over, or cannot say
+    Table, one row per arm of a campaign assigned by `as_of`: campaign, and arm of several; verdict:
+    earned, lost, not proven, no hold-out, not over, or cannot say; profit in shop currency;
+    outcome, the primary one; change in percent of those held out, low, high; since; channel;
+    contacted; held out
     """
     import pandas as pd
 
@@ -185,7 +191,7 @@ def history(
             progress(f"Measuring {row.campaign_id} ...")
         about = {
             "campaign": known.get(row.campaign_id, {}).get("name") or row.campaign_id,
-            "since": pd.Timestamp(row.since).date().isoformat(),
+            "since": shop.numbers.day(pd.Timestamp(row.since).date()),
             "channel": known.get(row.campaign_id, {}).get("channel") or "",
         }
         try:
@@ -194,15 +200,19 @@ def history(
             why = "no hold-out" if "no hold-out" in str(error) else "cannot say"
             rows.append({**about, "verdict": why})
             continue
-        rows += [{**about, **one} for one in _told(lift)]
+        for one in _told(lift):
+            arm = one.pop("arm")
+            rows.append({**about, **one, "campaign": f"{about['campaign']}{arm}"})
     frame = pd.DataFrame(rows, columns=list(HISTORY))
-    earned = frame.loc[frame["profit"].notna(), "profit"]
+    frame = frame.drop(columns=[name for name in ("channel",) if not any(frame[name])])
+    proven = frame[frame["verdict"].isin(["earned", "lost"])]
     said = ""
-    if len(earned):
-        arms = "One arm was" if len(earned) == 1 else f"{len(earned)} arms were"
+    if frame["profit"].notna().any():
+        n, tried = shop.numbers, int(frame["profit"].notna().sum())
         said = (
-            f"{arms} measured against a hold-out, and earned "
-            f"{shop.numbers.short_money(earned.sum())} after costs, as far as can be told."
+            f"{n.number(tried)} arm{'s' * (tried > 1)} of a campaign could be measured against a "
+            f"hold-out; of {n.number(len(proven))} it is proven that money was earned or lost, "
+            f"{n.short_money(proven['profit'].sum())} after costs."
         )
     return Table(
         "What each campaign changed and earned", frame, said, shop.numbers, ("profit",),
@@ -211,18 +221,27 @@ def history(
 
 
 def newest(shop: Shop, *, as_of: str | dt.date) -> str:
-    """Return the campaign that was drawn last, of those with a hold-out if there are any."""
+    """Return the newest campaign that can be measured, else the newest of all.
+
+    That is one whose days are over, with a hold-out drawn by lot and arms that are large enough.
+    """
     day, contacts = tables.day(as_of), ledgers.contacts(shop)
     if contacts is None:
         raise tables.DataError(f"Shop '{shop.id}' has no campaigns that contacted anybody.")
-    begun = contacts.group_by("campaign_id").aggregate(
-        since=contacts.assigned_at.min(), held=contacts.count(where=contacts.arm == HOLDOUT)
-    )
+    begun = contacts.group_by("campaign_id").aggregate(since=contacts.assigned_at.min())
     rows = [row for row in begun.to_pyarrow().to_pylist() if row["since"].date() <= day]
+    rows.sort(key=lambda row: (row["since"], row["campaign_id"]), reverse=True)
     if not rows:
         raise tables.DataError(f"No campaign of shop '{shop.id}' was assigned by {day}.")
-    last = max(rows, key=lambda row: (row["held"] > 0, row["since"], row["campaign_id"]))
-    return str(last["campaign_id"])
+    for row in rows:
+        with suppress(tables.DataError):
+            found = trials.find(
+                shop, row["campaign_id"], as_of=day, window_days=None, outcome="",
+                control=HOLDOUT, looks=None,
+            )  # fmt: skip
+            if found.complete:
+                return str(row["campaign_id"])
+    return str(rows[0]["campaign_id"])
 
 
 def _told(lift: verdicts.Lift) -> Sequence[dict[str, Any]]:
@@ -230,7 +249,13 @@ def _told(lift: verdicts.Lift) -> Sequence[dict[str, Any]]:
     rows = []
     money = {} if lift.earned is None else {row.arm: row for row in lift.earned.itertuples()}
     for row in lift.primary.itertuples():
-        one = {"contacted": float(row.n), "held out": float(row.n_holdout), "outcome": row.outcome}
+        arm = f", {row.arm}" if len(lift.primary) > 1 else ""
+        one = {
+            "arm": arm,
+            "contacted": float(row.n),
+            "held out": float(row.n_holdout),
+            "outcome": row.outcome,
+        }
         if not lift.trial.complete:
             rows.append({**one, "verdict": "not over"})
         elif not lift.sound or not lift.tellable or lift.dominated:

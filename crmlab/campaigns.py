@@ -10,11 +10,20 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crmlab import contact_lists, ledgers, outcomes, planning, policies, results, tables
+from crmlab import (
+    campaign_files,
+    contact_lists,
+    expectations,
+    ledgers,
+    planning,
+    policies,
+    results,
+    tables,
+)
 from crmlab import rules as rules_of
 from crmlab.campaign_files import read
 from crmlab.policies import Arm, ContactPolicy
-from crmlab.stocks import Table
+from crmlab.stocks import LeftOut, Table
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -52,6 +61,7 @@ class Plan:
     assigned: ir.Table = field(repr=False)
     left_out: ir.Table = field(repr=False)
     record: Mapping[str, Any] = field(repr=False)
+    planned_at: str = field(repr=False)
     written: int | None = None
 
     @property
@@ -78,8 +88,11 @@ class Plan:
 
     @property
     def cost(self) -> float:
-        """Shop currency that the contacts cost, without offers and fixed costs."""
-        return float(self.said["contact_cost"])
+        """Shop currency that contacts, offers and fixed costs of this wave will come to.
+
+        Offers as if those who buy anyway took them.
+        """
+        return float(self.said["cost"])
 
     @property
     def warning(self) -> str:
@@ -99,15 +112,21 @@ class Plan:
         if not self.tellable:
             k = self.shop.policy.privacy_k
             parts = [f"Some of the groups of this wave have fewer than {k} customers: not told."]
-        if seen is not None:
+        if seen is not None and not said["few_bought"]:
+            usual = said["base"][what]
             size = {
                 "response": f"{n.number(100 * seen, 1)} percentage points more buyers",
-                "purchases": f"{n.number(seen, 3)} purchases more a customer",
+                "purchases": f"{n.number(seen, 3)} more purchases a customer",
             }.get(what, f"{n.money(seen)} more {what} a customer")
+            share = f", {n.percent(seen / usual, 0)} of what such customers do anyway" if (
+                usual > 0) else ""  # fmt: skip
             parts.append(
-                f"If it brings {size} in {said['outcome_days']} days, that will be seen 80 times "
-                "in 100; less, more seldom."
+                f"In {n.number(said['outcome_days'])} days it will be noticed (4 times in 5) only "
+                f"if it brings {size}{share}, or more."
             )
+        if self.tellable and self.contacted and self.cost:
+            each = n.money(self.cost / self.contacted)
+            parts.append(f"It pays from {each} more margin per customer contacted on.")
         return " ".join([*parts, self.warning]).strip()
 
     @property
@@ -117,7 +136,7 @@ class Plan:
             results.Kpi("Fit the rules", self.audience, "count"),
             results.Kpi("Contacted", self.contacted, "count"),
             results.Kpi("Held out", self.held_out, "count", note="by lot"),
-            results.Kpi("Contacts cost", self.cost, "money", "down"),
+            results.Kpi("Expected cost", self.cost, "money", "down", "contacts, offers, fixed"),
         ]
         return found if self.tellable else []
 
@@ -129,14 +148,19 @@ class Plan:
     def tellable(self) -> bool:
         """Whether no count of what became of the audience is of too few for a page."""
         counts, k = [*self.counts["customers"], *self.by_arm.values()], self.shop.policy.privacy_k
-        return not any(results.few(count, k) for count in counts)
+        left = self.funnel.shown["left"]
+        # Where the funnel hides how many are left, so must everything that says it.
+        hidden = len(left) and left.isna().iloc[-1]
+        return not hidden and not any(results.few(count, k) for count in counts)
 
     @property
-    def power(self) -> Table:
+    def power(self) -> Table | LeftOut:
         """What such customers do anyway, and the smallest effects that this size can show."""
         import pandas as pd
 
         n, said, rows = self.numbers, self.said, []
+        if said["few_bought"]:
+            return LeftOut("Too few such customers bought, or did not, to tell of them.")
         for name, usual in said["base"].items():
             seen = said["detectable"][name]
             kind = {"response": n.percent, "purchases": lambda one: n.number(one, 3)}
@@ -146,7 +170,7 @@ class Plan:
             )
             rows.append((name, printed(usual), results.NOTHING if seen is None else printed(seen),
                          share))  # fmt: skip
-        if self.campaign["margin"] is None and not said["knows_margin"]:
+        if not said["knows_margin"]:
             rows = [row for row in rows if row[0] != "margin"]
         columns = ["outcome", "anyway, per customer", "smallest effect", "in percent"]
         days = n.number(said["outcome_days"])
@@ -209,16 +233,13 @@ class Plan:
         place = ledgers.folder(self.shop).parent / "lists" / self.campaign["campaign_id"]
         return contact_lists.write(
             self.shop, Path(folder) if folder else place, campaign=self.campaign, wave=self.wave,
+            sends_on=self.said["sends_on"],
             assigned=self.assigned,
         )  # fmt: skip
 
     def _write_ledger(self) -> None:
         import ibis
 
-        if drawn := self.record.get("universal"):
-            known = ledgers.universal(self.shop)
-            if known is None or known["until"] < drawn["starts_on"]:
-                ledgers.write_universal(self.shop, drawn)
         moment = ibis.literal(dt.datetime.combine(self.as_of, dt.time()) + dt.timedelta(1))
         named = {"campaign_id": ibis.literal(self.campaign["campaign_id"])}
         contacts = self.assigned.mutate(
@@ -230,6 +251,7 @@ class Plan:
             self.shop, self.campaign["campaign_id"], self.record,
             contacts=contacts.order_by("customer_id").to_pyarrow(),
             suppressed=suppressed.order_by("customer_id").to_pyarrow(),
+            planned_at=self.planned_at,
         )  # fmt: skip
         object.__setattr__(self, "written", wave.number)
 
@@ -291,38 +313,71 @@ def plan(
     """
     day = tables.day(as_of)
     sending = tables.day(sends_on, name="sends_on") if sends_on else day + dt.timedelta(1)
-    asked = _asked(
+    asked = campaign_files.checked(
         campaign_id, name, policies.read_arms(arms), policies.read_policy(policy), holdout_share,
         seed, outcome, outcome_days, fixed_cost, by_household,
     )  # fmt: skip
-    _check_days(asked, day, sending)
-    drawn = _universal(shop, universal_share, universal_until, sending)
+    campaign_files.check_days(asked, day, sending)
+    drawn = campaign_files.universal_control(shop, universal_share, universal_until, sending)
     asked["margin"] = margin
     earlier = ledgers.waves(shop, campaign_id)
     _check_goes_on(asked, earlier, day)
     k = shop.policy.privacy_k
     funnel = rules_of.funnel(audience, rules, numbers=shop.numbers, k=k)
+    planned_at = ledgers.state(shop)
+    said_rules = [one.words() for one in rules_of.read(rules)]
     again = next((wave for wave in earlier if wave.as_of == day), None)
     if again is not None:
-        return _as_written(shop, again, funnel)
-    drawn = _universal(shop, universal_share, universal_until, sending)
-    fits = audience.filter(rules_of.matches(audience, rules)) if rules else audience
-    found = planning.allot(
-        fits, shop, asked, as_of=day, sends_on=sending, budget=budget, universal=drawn,
-        earlier=earlier, everybody=audience,
-    )  # fmt: skip
+        _check_same(campaign_id, again, said_rules, sends_on and sending)
+        return _as_written(shop, again, funnel, planned_at)
+    drawn = campaign_files.universal_control(shop, universal_share, universal_until, sending)
     like = None
     if audience_before is not None:
         like = audience_before
         like = like.filter(rules_of.matches(like, rules)) if rules else like
-    said = planning.said(shop, found, asked, as_of=day, sends_on=sending, like=like)
+    fits = audience.filter(rules_of.matches(audience, rules)) if rules else audience
+    left, buying = _left(budget, asked, earlier), 0.0
+    if budget is not None and any(arm["offer_cost"] for arm in asked["arms"]):
+        bought, _ = expectations.anyway(shop, fits if like is None else like, asked, as_of=day)
+        buying = bought["response"].mean
+    found = planning.allot(
+        fits, shop, asked, as_of=day, sends_on=sending, budget=left, buying=buying,
+        universal=drawn, earlier=earlier, everybody=audience,
+    )  # fmt: skip
+    said = expectations.said(
+        shop, found, asked, as_of=day, sends_on=sending, like=like, earlier=earlier
+    )
     wave = f"{len(earlier) + 1:03}"
     record = {
         "campaign": planning.as_json(asked), "as_of": day.isoformat(), "wave": wave, "said": said,
-        "audience": found.audience, "universal": drawn,
+        "audience": found.audience, "universal": drawn, "rules": said_rules,
         **{name: getattr(found, name).to_dict("list") for name in FRAMES},
     }  # fmt: skip
-    return _of_record(shop, record, funnel, found.assigned, found.left_out)
+    return _of_record(shop, record, funnel, found.assigned, found.left_out, planned_at)
+
+
+def _left(
+    budget: float | None, asked: Mapping[str, Any], earlier: Sequence[ledgers.Wave]
+) -> float | None:
+    """Return what the fixed costs and earlier waves leave of the campaign's budget."""
+    if budget is None:
+        return None
+    tables.check_range("budget", budget, 0, 1e12)
+    spent = float(sum(wave.plan["said"]["cost"] for wave in earlier))
+    return budget - (spent if earlier else float(asked["fixed_cost"]))
+
+
+def _check_same(
+    campaign_id: str, wave: ledgers.Wave, said_rules: list[str], sending: dt.date | str
+) -> None:
+    """Refuse to plan a wave again that is written, with other rules or on another day."""
+    day, then = wave.as_of, wave.plan["said"]["sends_on"]
+    if wave.plan["rules"] != said_rules or (sending and str(sending) != then):
+        raise tables.UsageError(
+            f"Campaign '{campaign_id}' has its wave of {day} already, with the rules "
+            f"{'; '.join(wave.plan['rules']) or 'none'}, sent on {then}. It stays as it is: use a "
+            "later as_of for another wave."
+        )
 
 
 def _check_goes_on(asked: Mapping[str, Any], earlier: Sequence[ledgers.Wave], day: dt.date) -> None:
@@ -338,31 +393,31 @@ def _check_goes_on(asked: Mapping[str, Any], earlier: Sequence[ledgers.Wave], da
                 f"Campaign '{name}' began with {what} = {began[what]!r:.200} and cannot go on with "
                 f"{now[what]!r:.200}: its waves could not be put together. Use another campaign_id."
             )
-    if day < earlier[-1].as_of:
+    if day < earlier[-1].as_of and all(wave.as_of != day for wave in earlier):
         raise tables.UsageError(
             f"Campaign '{name}' has a wave of {earlier[-1].as_of} already, and as_of {day} is "
             "before it."
         )
 
 
-def _as_written(shop: Shop, wave: ledgers.Wave, funnel: Any) -> Plan:
+def _as_written(shop: Shop, wave: ledgers.Wave, funnel: Any, planned_at: str) -> Plan:
     """Return the plan of a wave that is in the ledger: the ledger decides."""
     read = shop.engines.local.read_parquet
     assigned = read(str(wave.contacts)).select("customer_id", "arm", "stratum", "channel")
     left_out = read(str(wave.suppressed)).select("customer_id", "reason")
-    return _of_record(shop, wave.plan, funnel, assigned, left_out, wave.number)
+    return _of_record(shop, wave.plan, funnel, assigned, left_out, planned_at, wave.number)
 
 
 def _of_record(
     shop: Shop, record: Mapping[str, Any], funnel: Any, assigned: ir.Table, left_out: ir.Table,
-    written: int | None = None,
+    planned_at: str, written: int | None = None,
 ) -> Plan:  # fmt: skip
     import pandas as pd
 
     return Plan(
         shop=shop, campaign=record["campaign"], as_of=dt.date.fromisoformat(record["as_of"]),
         wave=record["wave"], audience=record["audience"], funnel=funnel, said=record["said"],
-        assigned=assigned, left_out=left_out, record=record, written=written,
+        assigned=assigned, left_out=left_out, record=record, planned_at=planned_at, written=written,
         **{name: pd.DataFrame(record[name]) for name in FRAMES},
     )  # fmt: skip
 
@@ -370,70 +425,3 @@ def _of_record(
 def day_before(asked: Mapping[str, Any], *, as_of: str | dt.date) -> dt.date:
     """Return the day from which as many days as count had gone by at `as_of`."""
     return tables.day(as_of) - dt.timedelta(int(asked.get("outcome_days", 28)))
-
-
-def _asked(
-    campaign_id: str, name: str, arms: tuple[Arm, ...], policy: ContactPolicy,
-    holdout_share: float, seed: int, outcome: str, outcome_days: int, fixed_cost: float,
-    by_household: bool,
-) -> dict[str, Any]:  # fmt: skip
-    """Check what is asked, and return it as the ledger keeps it."""
-    ledgers.check_id(campaign_id)
-    tables.check_range("holdout_share", holdout_share, 0, 1)
-    if not 0 < holdout_share < 1:
-        raise tables.UsageError(
-            f"holdout_share is {holdout_share}: with {'nobody' if not holdout_share else 'all'} "
-            "held out nobody can know what the campaign changed. 0.1 is usual."
-        )
-    if outcome not in outcomes.OUTCOMES:
-        raise tables.UsageError(
-            f"outcome is {outcome!r}; it must be one of {', '.join(outcomes.OUTCOMES)}."
-            + tables.did_you_mean(str(outcome), outcomes.OUTCOMES)
-        )
-    if type(outcome_days) is not int or not 1 <= outcome_days <= 3660:
-        raise tables.UsageError(f"outcome_days is {outcome_days!r}; it must be from 1 to 3660.")
-    if type(seed) is not int:
-        raise tables.UsageError(f"seed is {seed!r}; it must be a whole number.")
-    tables.check_range("fixed_cost", fixed_cost, 0, 1e12)
-    return {
-        "campaign_id": campaign_id, "name": name or campaign_id, "holdout_share": holdout_share,
-        "seed": seed, "primary_outcome": outcome, "outcome_days": outcome_days,
-        "fixed_cost": fixed_cost, "by_household": by_household, "policy": policy,
-        "arms": [{"name": arm.name, "channels": list(arm.channels), "offer": arm.offer,
-                  "share": arm.share, "contact_cost": dict(arm.contact_cost),
-                  "offer_cost": arm.offer_cost} for arm in arms],
-    }  # fmt: skip
-
-
-def _check_days(asked: Mapping[str, Any], day: dt.date, sending: dt.date) -> None:
-    if sending <= day:
-        raise tables.UsageError(f"sends_on {sending} must lie after as_of {day}.")
-    if policies.is_closed(asked["policy"], sending):
-        raise tables.UsageError(
-            f"Nothing is sent on {sending} ({policies.WEEKDAYS[sending.weekday()]}), by the policy."
-        )
-
-
-def _universal(
-    shop: Shop, share: float, until: str | dt.date, sending: dt.date
-) -> dict[str, Any] | None:
-    """Return the universal control in force on a day: the one that was drawn, else a new one."""
-    tables.check_range("universal_share", share, 0, 0.5)
-    known = ledgers.universal(shop)
-    if known and known["starts_on"] <= sending.isoformat() <= known["until"]:
-        if share and share != known["share"]:
-            raise tables.UsageError(
-                f"A universal control of {known['share']} is in force until {known['until']}; it "
-                "cannot be changed before."
-            )
-        return known
-    if not share:
-        return None
-    if not until or tables.day(until, name="universal_until") <= sending:
-        raise tables.UsageError(
-            f"universal_until is {until!s:.20}; say until which day, after {sending}, those stay "
-            "out of every campaign."
-        )
-    first = sending.isoformat()
-    return {"share": share, "salt": f"universal/{first}", "starts_on": first,
-            "until": tables.day(until).isoformat()}  # fmt: skip

@@ -92,6 +92,12 @@ def without_holdout(
     purchases.check_date(shop, day)
     known, assigned = trials.assigned(shop, campaign_id, day)
     days = trials.days_of(known, window_days)
+    firsts = assigned.window_from.nunique().to_pyarrow().as_py()
+    if firsts > 1:
+        raise tables.DataError(
+            f"Campaign '{campaign_id}' began on {firsts} days for different customers, and nobody "
+            "was held out: what each group did without it cannot be said."
+        )
     first = assigned.window_from.min().to_pyarrow().as_py()
     if first + dt.timedelta(days - 1) > day:
         raise tables.DataError(

@@ -305,6 +305,8 @@ def _words(rule: Rule, numbers: results.Numbers) -> str:
 def _said(rule: Rule, numbers: results.Numbers) -> str:
     if rule.known is not None:
         return "known" if rule.known else "not known"
+    if rule.column in ("customer_id", "household_id"):
+        return f"one of {numbers.number(len(rule.one_of or rule.none_of or ()))} that are named"
     if rule.one_of:
         return "" if rule.one_of == (True,) else _or(rule.one_of, numbers)
     if rule.none_of:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,38 +19,45 @@ if TYPE_CHECKING:
 
     from crmlab.sources import Shop
 
-COLUMNS = ("customer_id", "channel", "arm", "offer", "campaign_id", "wave")
+COLUMNS = ("customer_id", "channel", "arm", "offer", "sends_on", "campaign_id", "wave")
 
 
 @dataclass(frozen=True)
 class Written:
     """What was written: `lists`, path -> how many customers are on it; `withdrawn`, how many of
     those to contact have withdrawn consent since the plan and are on none; `listed`, how many of
-    them are on a list that an earlier run wrote, and must be taken off before it is sent.
+    them are on a list that an earlier run wrote, and must be taken off before it is sent;
+    `earlier`, waves before this one of which no list lies in the folder.
     """  # noqa: D205
 
     lists: Mapping[Path, int]
     withdrawn: int
     listed: int
+    earlier: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
-        """What to do with the lists."""
-        told = ", ".join(f"{path.name} ({n})" for path, n in self.lists.items())
-        parts = [f"Written: {told or 'no list, as nobody is to be contacted'}."]
+        """What to do with the lists; without a count, so that a page may say it."""
+        parts = [f"{len(self.lists) or 'No'} contact list{'s' * (len(self.lists) != 1)} written."]
         if self.withdrawn:
-            parts.append(f"{self.withdrawn} have withdrawn consent since and are on none.")
+            parts.append("Who has withdrawn consent since is on none.")
         if self.listed:
             parts.append(
-                f"{self.listed} withdrew after the lists were written: do not send those lists "
-                "as they are."
+                "Some withdrew consent after the lists were written: do not send those lists as "
+                "they are."
+            )
+        if self.earlier:
+            parts.append(
+                f"Of the wave of {', '.join(self.earlier)} no list lies here: if it was never "
+                "sent, plan that day again, and write."
             )
         return " ".join(parts)
 
 
 def write(
-    shop: Shop, folder: Path, *, campaign: Mapping[str, Any], wave: str, assigned: ir.Table
-) -> Written:
+    shop: Shop, folder: Path, *, campaign: Mapping[str, Any], wave: str, sends_on: str,
+    assigned: ir.Table,
+) -> Written:  # fmt: skip
     """Write one list per channel and arm of a wave that is in the ledger.
 
     Parameters
@@ -70,10 +76,9 @@ def write(
     withdrawn = listed = 0
     for (channel, arm), some in to_send.groupby(["channel", "arm"]):
         ids, may = (list(part["customer_id"]) for part in (some, some[some["agreed"]]))
-        path = (
-            folder / f"{_plain(campaign['campaign_id'])}-{wave}-{_plain(channel)}-{_plain(arm)}.csv"
-        )
-        said = (channel, arm, offers.get(arm, ""), campaign["campaign_id"], wave)
+        parts = (campaign["campaign_id"], wave, channel, arm)
+        path = folder / f"{'-'.join(map(policies.file_part, parts))}.csv"
+        said = (channel, arm, offers.get(arm, ""), sends_on, campaign["campaign_id"], wave)
         there = _there(path)
         if there is None:
             _write(path, _csv(may, said))
@@ -87,7 +92,18 @@ def write(
         listed += len(left & set(there))
         withdrawn += len(left - set(there))
         lists[path] = len(there)
-    return Written(lists, withdrawn, listed)
+    earlier = _unlisted(shop, folder, campaign["campaign_id"], wave)
+    return Written(lists, withdrawn, listed, earlier)
+
+
+def _unlisted(shop: Shop, folder: Path, campaign_id: str, wave: str) -> tuple[str, ...]:
+    """Return the days of the waves before this one of which the folder has no list."""
+    here, found = [path.name for path in folder.iterdir()], []
+    for one in ledgers.waves(shop, campaign_id):
+        begins = f"{policies.file_part(campaign_id)}-{one.plan['wave']}-"
+        if one.plan["wave"] < wave and not any(name.startswith(begins) for name in here):
+            found.append(str(one.as_of))
+    return tuple(found)
 
 
 def _with_consent(shop: Shop, assigned: ir.Table) -> pd.DataFrame:
@@ -103,11 +119,6 @@ def _with_consent(shop: Shop, assigned: ir.Table) -> pd.DataFrame:
     agreed = both.who.notnull() & both.customer_id.notin(stop.customer_id)
     found = both.select("customer_id", "channel", "arm", agreed=agreed)
     return found.order_by("channel", "arm", "customer_id").to_pandas()
-
-
-def _plain(text: str) -> str:
-    """Return a part of a file's name: nothing of it can name another folder."""
-    return re.sub(r"[^\w-]+", "-", text).strip("-")[:60] or "x"
 
 
 def harmless(text: str) -> str:

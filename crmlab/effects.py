@@ -129,7 +129,7 @@ def ratio(one: Moments, other: Moments, *, alpha: float = ALPHA) -> Effect:
             return Effect(math.nan, math.nan, math.nan, math.nan)
         r = group.mean / group.other_mean
         spread = group.variance - 2 * r * group.covariance + r * r * group.other_variance
-        parts.append((r, spread / group.other_mean**2, group.n))
+        parts.append((r, max(0.0, spread) / group.other_mean**2, group.n))
     (r1, v1, n1), (r0, v0, n0) = parts
     return welch(Moments(n1, r1, v1), Moments(n0, r0, v0), alpha=alpha)
 

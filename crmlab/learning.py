@@ -109,6 +109,14 @@ class Target:
                 f"such a list earned {self._per_thousand(*ends, more=' more')} than "
                 f"{WORDS[row.rival]}, the best other choice. {base} Keep a hold-out next time too."
             )
+        if self.instead == RESPONSE and self._of(RESPONSE).better:
+            row = self._of(RESPONSE)
+            ends = (row.difference, row.difference_low, row.difference_high)
+            return (
+                f"Contact the {n.percent(self.share, 0)} of customers likeliest to respond: such a "
+                f"list earned {self._per_thousand(*ends, more=' more')} than {WORDS[row.rival]}. "
+                f"Lists of those whom the message moves were no better than that. {base}"
+            )
         earned = self._per_thousand(everyone.net_value, everyone.net_low, everyone.net_high)
         best = (
             ""
@@ -132,6 +140,12 @@ class Target:
         if self.better:
             share = self.numbers.percent(self.share, 0)
             return f"Next time contact the {share} whom the message moves most."
+        if self.instead == RESPONSE:
+            share = self.numbers.percent(self.share, 0)
+            return (
+                f"Next time contact the {share} likeliest to buy: no list of those whom the "
+                "message moves was better."
+            )
         return f"No list of whom to contact was better than {WORDS[self.instead]}."
 
     def to_frame(self) -> pd.DataFrame:
@@ -257,6 +271,8 @@ def learn(
     method, size = str(best["method"]), int(lists[best["method"]].sum())
     better = bool(best["better"] and min(size, len(arm) - size) >= k and 0 < shares[method] < 1)
     instead = str(best["unbeaten"] or best["rival"])
+    if bool(methods.set_index("method").loc[RESPONSE, "better"]):
+        instead = RESPONSE  # no learner beats it, and it beats everyone and no one
     fitted, cutoff = _fitted(study, method, shares[method], encoded) if better else (None, math.nan)
     return Target(
         methods=methods.drop(columns="unbeaten"),

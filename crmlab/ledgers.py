@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from crmlab.sources import Shop
 
 HOLDOUT = "holdout"
-UNIVERSAL = "universal.json"
+# How many bytes a name may have that becomes a part of a file's.
+LONGEST = 60
+HEAD = "head.json"
 # What is known of each customer of a campaign, whichever of ledger and source holds it.
 CONTACTS = (
     "campaign_id", "customer_id", "arm", "stratum", "wave", "channel", "assigned_at", "window_from",
-    "sent_at", "delivered_at",
+    "sent_at", "delivered_at", "drawn",
 )  # fmt: skip
 
 
@@ -55,17 +57,19 @@ def folder(shop: Shop) -> Path:
 
 def check_id(campaign_id: str) -> str:
     """Return the id if a folder may have its name; raise `UsageError` if not."""
-    if not isinstance(campaign_id, str) or not re.fullmatch(r"\w[\w.-]{0,99}", campaign_id):
+    named = isinstance(campaign_id, str) and re.fullmatch(r"\w[\w.-]*", campaign_id)
+    if not named or len(campaign_id.encode()) > LONGEST:
         raise tables.UsageError(
-            f"campaign_id is {campaign_id!r}; it may have letters, digits, - _ and . only, and "
-            "begins with a letter or digit."
+            f"campaign_id is {campaign_id!r:.120}; it may have letters, digits, - _ and . only, "
+            f"begins with a letter or digit, and is no longer than {LONGEST} letters of ASCII."
         )
     return campaign_id
 
 
 def campaign_ids(shop: Shop) -> list[str]:
     """Return the campaigns of the ledger."""
-    return sorted({path.parent.name for path in folder(shop).glob("*/[0-9]*.json")})
+    there = (*folder(shop).glob("*/[0-9]*.json"), *folder(shop).glob(f"*/{HEAD}"))
+    return sorted({path.parent.name for path in there})
 
 
 def waves(shop: Shop, campaign_id: str) -> list[Wave]:
@@ -85,12 +89,22 @@ def waves(shop: Shop, campaign_id: str) -> list[Wave]:
                 raise _edited(part, "it is gone, or its content is another one")
         found.append(wave)
         before = plan["seal"]
+    head = place / HEAD
+    # Written after the wave: where a run was cut short between the two, it says one less.
+    if head.is_file() and _sealed(head)["waves"] > len(found):
+        raise _edited(head, "the last wave is gone")
     return found
+
+
+def state(shop: Shop) -> str:
+    """Return what changes with every wave that is written, of whatever campaign."""
+    seals = [wave.plan["seal"] for one in campaign_ids(shop) for wave in waves(shop, one)]
+    return _digest(" ".join(seals).encode())
 
 
 def write_wave(
     shop: Shop, campaign_id: str, plan: Mapping[str, Any], *, contacts: pa.Table,
-    suppressed: pa.Table,
+    suppressed: pa.Table, planned_at: str,
 ) -> Wave:  # fmt: skip
     """Write the next wave, on the disk for good before this returns; nothing is ever replaced.
 
@@ -98,23 +112,26 @@ def write_wave(
     ----------
     plan : what is said before the send, as JSON holds it; with `as_of`
     contacts, suppressed : one row per customer
+    planned_at : the ledger's `state` when it was planned
 
     Raises
     ------
-    UsageError if another process has written the same wave first
+    UsageError if any wave was written since: limits and arms may be others then
     """
     import pyarrow.parquet as pq
 
-    earlier = waves(shop, campaign_id)
-    place, number = folder(shop) / campaign_id, len(earlier) + 1
-    settings.make_folder(place, 0o700)
-    path, files = place / f"{number:03}.json", {}
-    with _lock(place):
-        if path.exists():
+    settings.make_folder(folder(shop), 0o700)
+    with _lock(folder(shop)):
+        if state(shop) != planned_at:
             raise tables.UsageError(
-                f"Wave {number} of campaign '{campaign_id}' was written by another process: plan "
-                "again."
+                f"The ledger of shop '{shop.id}' has changed since campaign '{campaign_id}' was "
+                "planned: another wave was written, and limits or arms may be others now. Plan "
+                "again. Nothing was written."
             )
+        earlier = waves(shop, campaign_id)
+        place, number = folder(shop) / campaign_id, len(earlier) + 1
+        settings.make_folder(place, 0o700)
+        path, files = place / f"{number:03}.json", {}
         for name, table in (("contacts", contacts), ("suppressed", suppressed)):
             part = _part(path, name)
             pq.write_table(table, part, compression="zstd")
@@ -123,20 +140,28 @@ def write_wave(
             files[name] = _digest(part.read_bytes())
         before = earlier[-1].plan["seal"] if earlier else ""
         _write_sealed(path, {**plan, "after": before, "files": files})
-    return waves(shop, campaign_id)[-1]
+        _write_sealed(place / HEAD, {"waves": number})
+        return waves(shop, campaign_id)[-1]
 
 
-def universal(shop: Shop) -> dict[str, Any] | None:
-    """Return the universal control: share, salt, starts_on and until; None if none was drawn."""
-    path = folder(shop) / UNIVERSAL
-    return _sealed(path) if path.is_file() else None
+def universal(shop: Shop, day: dt.date) -> dict[str, Any] | None:
+    """Return the universal control in force on a day: share, salt, starts_on and until.
+
+    It is in force from the first wave that was written with it; None where there is none.
+    """
+    drawn = universals(shop)
+    return next((one for one in drawn if one["starts_on"] <= day.isoformat() <= one["until"]), None)
 
 
-def write_universal(shop: Shop, drawn: Mapping[str, Any]) -> None:
-    """Write the universal control down; it stays as it is until its last day."""
-    settings.make_folder(folder(shop), 0o700)
-    with _lock(folder(shop)):
-        _write_sealed(folder(shop) / UNIVERSAL, drawn)
+def universals(shop: Shop) -> list[dict[str, Any]]:
+    """Return every universal control that a wave was written with, the newest first."""
+    found = {
+        wave.plan["universal"]["starts_on"]: dict(wave.plan["universal"])
+        for one in campaign_ids(shop)
+        for wave in waves(shop, one)
+        if wave.plan.get("universal")
+    }
+    return [found[start] for start in sorted(found, reverse=True)]
 
 
 def campaigns(shop: Shop) -> dict[str, dict[str, Any]]:
@@ -149,9 +174,14 @@ def campaigns(shop: Shop) -> dict[str, dict[str, Any]]:
         rows = shop.table("campaigns").to_pyarrow().to_pylist()
         found = {row["campaign_id"]: row for row in sorted(rows, key=lambda r: r["campaign_id"])}
     for campaign_id in campaign_ids(shop):
-        first = waves(shop, campaign_id)[0].plan
-        known = {name: value for name, value in found.get(campaign_id, {}).items() if value}
-        found[campaign_id] = {**first["campaign"], **known, "randomised": True, "planned": first}
+        written = waves(shop, campaign_id)
+        first = written[0].plan
+        # What was said before the send stands, whatever the shop's table says later.
+        found[campaign_id] = {
+            **found.get(campaign_id, {}), **first["campaign"], "randomised": True,
+            "planned": first,
+            "fixed_cost": written[-1].plan["campaign"]["fixed_cost"],
+        }  # fmt: skip
     return found
 
 
@@ -163,6 +193,7 @@ def contacts(shop: Shop) -> ir.Table | None:
     local ibis table, one row per campaign and customer, columns `CONTACTS`; None if there are
     none. The arm is the ledger's where it has the customer; when it was sent, the shop's.
     `window_from` is the first day that counts: of the planned send, else of the assignment.
+    `drawn` is false for whom the shop's table has in a campaign of the ledger that never drew them.
 
     Raises
     ------
@@ -178,9 +209,18 @@ def contacts(shop: Shop) -> ir.Table | None:
     if written:
         # Read at once: pyarrow's types, not those that a file claims.
         rows = shop.engines.local.read_parquet([str(wave.contacts) for wave in written])
-        ours = rows.select(*(c for c in CONTACTS if c in rows.columns),
-                           sent_at=ibis.null("timestamp(6)"),
-                           delivered_at=ibis.null("timestamp(6)"))  # fmt: skip
+        ours = rows.select(
+            *(name for name in CONTACTS if name in rows.columns),
+            sent_at=ibis.null("timestamp(6)"),
+            delivered_at=ibis.null("timestamp(6)"),
+            drawn=ibis.literal(True),
+        )
+        doubled = ours.group_by("campaign_id", "customer_id").aggregate(n=ours.count())
+        if doubled.filter(doubled.n > 1).count().to_pyarrow().as_py():
+            raise tables.DataError(
+                f"The ledger of shop '{shop.id}' gives customers two arms of one campaign: nobody "
+                "can know which counts. Restore the folder from a backup."
+            )
         if parts:
             ours, others = _united(ours, parts.pop())
             parts.append(others)
@@ -201,7 +241,7 @@ def _of_shop(shop: Shop) -> ir.Table:
     found = {name: rows[name] if name in rows.columns else no for name, no in optional.items()}
     rows = rows.select(
         "campaign_id", "customer_id", "arm", "assigned_at",
-        window_from=rows.assigned_at.date(), **found,
+        window_from=rows.assigned_at.date(), drawn=ibis.literal(True), **found,
     )  # fmt: skip
     rows = shop.landed(rows, "contacts")
     if shop.has("campaigns") and "channel" in shop.table("campaigns").columns:
@@ -224,12 +264,12 @@ def _united(ours: ir.Table, theirs: ir.Table) -> tuple[ir.Table, ir.Table]:
         & (ours.customer_id == theirs.their_customer_id),
     )
     other = both.filter(both.arm != both.their_arm)
-    if wrong := other.count().to_pyarrow().as_py():
-        [row] = other.select("campaign_id", "arm", "their_arm").limit(1).to_pyarrow().to_pylist()
+    if wrong := other.select("campaign_id", "arm", "their_arm").limit(1).to_pyarrow().to_pylist():
+        [row] = wrong
         raise tables.DataError(
-            f"{wrong} customers of campaign '{row['campaign_id']}' are in two arms: the ledger "
-            f"has {row['arm']!r} where the table contacts has {row['their_arm']!r}. What was "
-            "drawn by lot is what counts: correct the table, or name its campaign otherwise."
+            f"Customers of campaign '{row['campaign_id']}' are in two arms: the ledger has "
+            f"{row['arm']!r} where the table contacts has {row['their_arm']!r}. What was drawn by "
+            "lot is what counts: correct the table, or name its campaign otherwise."
         )
     mine = both.select(
         *(name for name in CONTACTS if name not in ("sent_at", "delivered_at")),
@@ -241,7 +281,10 @@ def _united(ours: ir.Table, theirs: ir.Table) -> tuple[ir.Table, ir.Table]:
         (theirs.their_campaign_id == known.campaign_id)
         & (theirs.their_customer_id == known.customer_id),
     )
-    return mine, rest.rename(lambda name: name.removeprefix("their_")).select(*CONTACTS)
+    rest = rest.rename(lambda name: name.removeprefix("their_"))
+    campaigns_of_ours = ours.select("campaign_id").distinct()
+    rest = rest.mutate(drawn=rest.campaign_id.notin(campaigns_of_ours.campaign_id))
+    return mine, rest.select(*CONTACTS)
 
 
 def _part(path: Path, what: str) -> Path:

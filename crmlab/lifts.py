@@ -52,9 +52,10 @@ def differences(
     Returns
     -------
     DataFrame, one row per outcome and arm: arm, outcome, primary, n, n_holdout, mean,
-    mean_holdout, difference, low, high, p_value, p_holm, relative, relative_low, relative_high,
-    method; adjusted, adjusted_low, adjusted_high, the difference held against what they did
-    before (CUPED), and variance_removed by that
+    mean_holdout, difference, low, high, p_value, p_holm, method; relative, relative_low,
+    relative_high, as shares of those held out, held against before where that helps; adjusted,
+    adjusted_low, adjusted_high, the difference held against what they did before (CUPED), and
+    variance_removed by that
     """
     import pandas as pd
 
@@ -84,6 +85,7 @@ def _compared(name: str, one: Moments, held: Moments, alpha: float) -> dict[str,
         relative = (means[0] / means[1] - 1 if means[1] else math.nan, math.nan, math.nan)
         return _told(means, effect, relative) | {"method": method} | nothing
     effect, method = effects.welch(one, held, alpha=alpha), "Welch"
+    means = [one.mean, held.mean]
     buyers = [round(group.mean * group.n) for group in (one, held)]
     # Where units were drawn, the size is theirs, and no count of buyers.
     if name == "response" and one.other_mean == one.other_mean and min(buyers) < SMALL:
@@ -91,6 +93,8 @@ def _compared(name: str, one: Moments, held: Moments, alpha: float) -> dict[str,
     if one.other_mean == one.other_mean and one.variance + held.variance > 0:
         after, before, removed = effects.adjusted(one, held)
         less = effects.welch(after, before, alpha=alpha)
+        if removed > WORTH_ADJUSTING:
+            one, held = after, before
         nothing = {"adjusted": less.difference, "adjusted_low": less.low,
                    "adjusted_high": less.high, "variance_removed": removed}  # fmt: skip
     relative = effects.relative(one, held, alpha=alpha)
@@ -99,7 +103,7 @@ def _compared(name: str, one: Moments, held: Moments, alpha: float) -> dict[str,
                                alpha=alpha)  # fmt: skip
         if ends:
             relative = (one.mean / held.mean - 1, ends[0] - 1, ends[1] - 1)
-    return _told([one.mean, held.mean], effect, relative) | {"method": method} | nothing
+    return _told(means, effect, relative) | {"method": method} | nothing
 
 
 def _told(

@@ -179,4 +179,4 @@ def _per_customer(row: Mapping[str, Any], n: int) -> Moments:
     )
     rate = sized.mean / sized.other_mean
     spread = sized.variance - 2 * rate * sized.covariance + rate**2 * sized.other_variance
-    return Moments(sized.n, rate, spread / sized.other_mean**2)
+    return Moments(sized.n, rate, max(0.0, spread) / sized.other_mean**2)

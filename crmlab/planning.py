@@ -1,15 +1,14 @@
-"""A wave drawn: who of the audience may be contacted, in which arm, and what that can show."""
+"""A wave drawn: who of the audience may be contacted, and in which arm."""
 
 from __future__ import annotations
 
 import datetime as dt
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from crmlab import arms as lot
-from crmlab import effects, ledgers, outcomes, policies, tables
+from crmlab import ledgers, policies, tables
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 VALUES = ("clv", "expected_value", "spend_year")
 THIRDS = ("lower third", "middle third", "upper third")
 BUDGET, EARLIER, UNIVERSAL = "beyond the budget", "in an earlier wave", "universal control"
-# A rise by more than this share of what they do anyway is more than campaigns bring.
-HARDLY = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +52,8 @@ def as_json(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def allot(
     fits: ir.Table, shop: Shop, asked: Mapping[str, Any], *, as_of: dt.date, sends_on: dt.date,
-    budget: float | None, universal: Mapping[str, Any] | None, earlier: Sequence[ledgers.Wave],
-    everybody: ir.Table,
+    budget: float | None, buying: float, universal: Mapping[str, Any] | None,
+    earlier: Sequence[ledgers.Wave], everybody: ir.Table,
 ) -> Allotted:  # fmt: skip
     """Suppress who may not be contacted, and draw the arms of all others by lot.
 
@@ -64,6 +61,8 @@ def allot(
     ----------
     fits, everybody : local ibis tables: the audience, and of whom it was chosen
     asked : what `campaigns.plan` was asked
+    budget : shop currency for contacts and offers of this wave
+    buying : the share of them who will buy, and then take the offer
     universal : share and salt of the universal control, if there is one
     earlier : the campaign's waves that were written
     """
@@ -86,13 +85,15 @@ def allot(
         raise _all_suppressed(asked, state)
     arms = np.full(len(ids), -1)
     strata = np.full(len(ids), "", object)
-    for room in _rooms(budget, asked, rows, free):
+    for room in _rooms(budget, buying, asked, rows, free):
         kept, cost = free[:room], 0.0
         strata[kept] = lot.merged(_strata(rows, kept))
         arms[kept] = _arms(rows, kept, strata[kept], asked, of_arms, earlier, everybody)
         cost = _cost(rows, kept, arms, of_arms)
-        if budget is None or cost + asked["fixed_cost"] <= budget:
+        if budget is None or cost + _offers(kept, arms, of_arms, buying) <= budget:
             break
+    else:
+        raise _no_room(budget)
     state[free[len(kept) :]] = BUDGET
     return _allotted(shop, rows, state, kept, arms, strata, of_arms, cost)
 
@@ -104,6 +105,15 @@ def _rows(
     """Return what allotting needs of each customer, as arrays in the order of their ids."""
     import ibis
 
+    kinds = fits.schema() if hasattr(fits, "schema") and hasattr(fits, "to_pyarrow") else {}
+    if "customer_id" not in kinds or not kinds["customer_id"].is_string():
+        raise tables.UsageError(
+            "The audience must be an ibis table with a customer_id of text, such as "
+            "audiences.audience gives; ibis.memtable makes one of a DataFrame."
+        )
+    for name in (*VALUES, "profit"):
+        if name in kinds and not kinds[name].is_numeric():
+            raise tables.UsageError(f"The audience's {name} must be numbers.")
     value = next((name for name in VALUES if name in fits.columns), None)
     wanted = {
         "customer_id": fits.customer_id,
@@ -131,27 +141,23 @@ def _rows(
     else:
         rows = rows.mutate(arm_before=ibis.null("string"))
     found = rows.order_by("customer_id").to_pyarrow()
-    counted = len(found) == len(set(found["customer_id"].to_pylist()))
-    if not counted:
-        raise tables.DataError("The audience has a customer_id more than once.")
+    ids = found["customer_id"]
+    if ids.null_count or len(found) != len(ids.unique()):
+        raise tables.DataError("The audience has a customer_id more than once, or one is missing.")
     return {name: found[name].to_numpy(zero_copy_only=False) for name in found.column_names}
 
 
 def _all_suppressed(asked: Mapping[str, Any], state: Array) -> tables.DataError:
-    import numpy as np
-
-    reasons = ", ".join(
-        f"{name} {n}" for name, n in zip(*np.unique(state.astype(str), return_counts=True),
-                                         strict=True)
-    )  # fmt: skip
+    reasons = ", ".join(sorted(set(state.astype(str))))  # no counts: they may be of few
     return tables.DataError(
         f"Nobody of the audience of campaign '{asked['campaign_id']}' may be contacted: {reasons}."
     )
 
 
 def _rooms(
-    budget: float | None, asked: Mapping[str, Any], rows: dict[str, Array], free: Array
-) -> list[int]:
+    budget: float | None, buying: float, asked: Mapping[str, Any], rows: dict[str, Array],
+    free: Array,
+) -> list[int]:  # fmt: skip
     """Order `free` by expected profit, and return how many of them to try, ever fewer.
 
     Which customers are held out decides what the others cost, so that the first may be too many.
@@ -160,28 +166,38 @@ def _rooms(
 
     if budget is None:
         return [len(free)]
-    tables.check_range("budget", budget, 0, 1e12)
     order = "profit" if "profit" in rows else "value"
     rank = np.lexsort((free, -np.nan_to_num(rows[order][free], nan=-np.inf)))
     free[:] = free[rank]
-    each, shares = _expected_cost(rows, free, asked), 1 - asked["holdout_share"]
-    spent = np.cumsum(each) * shares + asked["fixed_cost"]
+    spent = np.cumsum(_expected_cost(rows, free, asked, buying)) * (1 - asked["holdout_share"])
     room = int(np.searchsorted(spent, budget, side="right"))
-    rooms = [int(room * (1 - 0.02 * n)) for n in range(25)]
-    if not rooms[0] or not rooms[-1]:
-        raise tables.UsageError(
-            f"A budget of {budget:g} pays for no contacts, after fixed costs of "
-            f"{asked['fixed_cost']:g}."
-        )
+    rooms = sorted({int(room * 0.97**n) for n in range(200)} - {0}, reverse=True)
+    if not rooms:
+        raise _no_room(budget)
     return rooms
 
 
-def _expected_cost(rows: dict[str, Array], chosen: Array, asked: Mapping[str, Any]) -> Array:
+def _no_room(budget: float | None) -> tables.UsageError:
+    return tables.UsageError(
+        f"What fixed costs and earlier waves leave of the budget, {budget:.2f}, pays for no "
+        "contacts."
+    )
+
+
+def _offers(kept: Array, arms: Array, of_arms: Sequence[Arm], buying: float) -> float:
+    """Return what the offers will cost, if those who buy anyway take them."""
+    sent = [int((arms[kept] == n + 1).sum()) for n in range(len(of_arms))]
+    return sum(n * buying * arm.offer_cost for n, arm in zip(sent, of_arms, strict=True))
+
+
+def _expected_cost(
+    rows: dict[str, Array], chosen: Array, asked: Mapping[str, Any], buying: float
+) -> Array:
     """Return what contacting each costs, over the arms that they may be in."""
     of_arms = policies.read_arms(asked["arms"])
     whole = sum(arm.share for arm in of_arms)
     cost: Array = sum(
-        arm.share / whole * _cost_of(rows[f"channel_{n}"][chosen], arm)
+        arm.share / whole * (_cost_of(rows[f"channel_{n}"][chosen], arm) + buying * arm.offer_cost)
         for n, arm in enumerate(of_arms)
     )  # type: ignore[assignment]
     return cost
@@ -314,77 +330,3 @@ def _local(shop: Shop, rows: pa.Table, name: str) -> ir.Table:
     path = shop.engines.scratch(name)
     pq.write_table(rows, path)
     return shop.engines.local.read_parquet(str(path))
-
-
-def said(
-    shop: Shop, found: Allotted, asked: Mapping[str, Any], *, as_of: dt.date, sends_on: dt.date,
-    like: ir.Table | None,
-) -> dict[str, Any]:  # fmt: skip
-    """Say before the send what is measured, and the smallest effect that this size can show.
-
-    What those `like` them did in as many days up to `as_of`, else they themselves, stands for what
-    they would do without the campaign; power .8 at alpha .05, the smallest arm against the
-    hold-out.
-    """
-    import ibis
-
-    days, primary = asked["outcome_days"], asked["primary_outcome"]
-    margin = asked["margin"]
-    if margin is None and primary != "margin" and "cost" not in shop.table("transactions").columns:
-        margin = 1.0  # not asked for: only that the sums can be made
-    begin = as_of + dt.timedelta(1 - days)
-    rows = found.assigned if like is None else like
-    rows = rows.select("customer_id", window_from=ibis.literal(begin))
-    if not rows.count().to_pyarrow().as_py():
-        rows = found.assigned.select("customer_id", window_from=ibis.literal(begin))
-    did = outcomes.of_customers(shop, rows, as_of=as_of, days=days, margin=margin)
-    pairs = {name: (name, None) for name in outcomes.OUTCOMES}
-    [before] = outcomes.moments(did.mutate(all=ibis.literal("all")), pairs, by=["all"]).values()
-    sizes = found.strata.groupby("arm")["customers"].sum()
-    held = int(sizes.get(ledgers.HOLDOUT, 0))
-    least = min((int(sizes.get(arm["name"], 0)) for arm in asked["arms"]), default=0)
-    detectable = {}
-    for name in outcomes.OUTCOMES:
-        seen = math.nan
-        if held and least and name == "response":
-            seen = effects.detectable_share(before[name].mean, least, held)
-        elif held > 1 and least > 1 and before[name].variance > 0:
-            seen = effects.detectable_mean(math.sqrt(before[name].variance), least, held)
-        detectable[name] = seen
-    return {
-        "outcome": primary,
-        "outcome_days": days,
-        "sends_on": sends_on.isoformat(),
-        "ends_on": (sends_on + dt.timedelta(days - 1)).isoformat(),
-        "base": {name: one.mean for name, one in before.items()},
-        "detectable": {name: None if one != one else one for name, one in detectable.items()},
-        "contact_cost": found.contact_cost,
-        "knows_margin": "cost" in shop.table("transactions").columns,
-        "warning": _warning(
-            detectable[primary], before[primary].mean, held, least, days, like is not None
-        ),
-    }
-
-
-def _warning(seen: float, usual: float, held: int, least: int, days: int, known: bool) -> str:
-    """Return what should be said before money is spent on it."""
-    if not held or not least:
-        nobody = "held out" if not held else "in one of the arms"
-        return f"Nobody is {nobody} in this wave: it shows nothing by itself."
-    if not usual and not known:
-        return (
-            f"They bought nothing in the {days} days before, as their silence was what they were "
-            "chosen for: what can be seen is not known without `audience_before`."
-        )
-    if seen != seen:
-        return (
-            "It can show nothing: such customers bought nothing, or are too few. Count more "
-            "days, or contact and hold out more."
-        )
-    if usual <= 0 or seen > HARDLY * usual:
-        share = "more than all" if usual <= 0 else f"{100 * seen / usual:.0f}%"
-        return (
-            f"That is {share} of what they do in {days} days anyway, and campaigns seldom "
-            "bring as much: hold out more, contact more, or count more days."
-        )
-    return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from crmlab import ledgers, tables
@@ -60,7 +60,10 @@ class Arm:
 def read_policy(given: Mapping[str, Any] | ContactPolicy | None) -> ContactPolicy:
     """Return the policy that a table of TOML, or a dict, says; `UsageError` for what it cannot."""
     if isinstance(given, ContactPolicy):
-        return given
+        given = asdict(given)
+        given = {name: value for name, value in given.items() if value is not None}
+    if given is not None and not isinstance(given, Mapping):
+        raise tables.UsageError(f"policy is {given!r:.80}; it is a table such as {{ most = 3 }}.")
     given = dict(given or {})
     _known("policy", given, [one.name for one in fields(ContactPolicy)])
     for name in ("most", "days", "quiet_days", "complaint_days"):
@@ -73,6 +76,7 @@ def read_policy(given: Mapping[str, Any] | ContactPolicy | None) -> ContactPolic
         )
     for channel, most in by_channel.items():
         _whole(f"policy most_by_channel {channel}", most, 0)
+    given["most_by_channel"] = {plain(name): most for name, most in by_channel.items()}
     closed = given.get("closed", ())
     if isinstance(closed, str) or not isinstance(closed, Sequence):
         raise tables.UsageError(f"policy closed is {closed!r}; it is a list of days.")
@@ -80,7 +84,8 @@ def read_policy(given: Mapping[str, Any] | ContactPolicy | None) -> ContactPolic
     for day in given["closed"]:
         if day not in WEEKDAYS:
             try:
-                dt.date.fromisoformat(day)
+                if dt.date.fromisoformat(day).isoformat() != day:
+                    raise ValueError
             except ValueError:
                 raise tables.UsageError(
                     f"policy closed has {day!r}; it must be a weekday such as sunday, or a date."
@@ -89,43 +94,67 @@ def read_policy(given: Mapping[str, Any] | ContactPolicy | None) -> ContactPolic
     return ContactPolicy(**given)
 
 
+def plain(channel: str) -> str:
+    """Return a channel's name as it is compared: the case of its letters means nothing."""
+    return str(channel).strip().lower()
+
+
+def file_part(text: str) -> str:
+    """Return a name as a part of a file's: nothing of it can name another folder."""
+    return re.sub(r"[^\w-]+", "-", text).strip("-") or "x"
+
+
 def read_arms(given: Sequence[Mapping[str, Any] | Arm]) -> tuple[Arm, ...]:
     """Return the arms that tables of TOML, or dicts, say; `UsageError` for what they cannot."""
-    if isinstance(given, (Mapping, str)) or not given:
+    if isinstance(given, (Mapping, str)) or not isinstance(given, Sequence) or not given:
         raise tables.UsageError("A campaign needs arms: a list of at least one, with a name.")
-    arms = tuple(one if isinstance(one, Arm) else _arm(one) for one in given)
+    arms = tuple(_arm(asdict(one) if isinstance(one, Arm) else one) for one in given)
     names = [arm.name for arm in arms]
     if doubled := {name for name in names if names.count(name) > 1}:
         raise tables.UsageError(f"Two arms have the name {', '.join(sorted(doubled))}.")
-    plain = [re.sub(r"\W+", " ", name).strip().casefold() for name in names]
-    if len({*plain}) < len(plain):
-        raise tables.UsageError("Two arms differ by signs only; files could not tell them apart.")
-    for arm in arms:
-        tables.check_range(f"share of arm {arm.name}", arm.share, 0, 1e6)
-        if arm.share == 0:
-            raise tables.UsageError(f"Arm {arm.name} has share 0: leave it out.")
+    for some in (names, {channel for arm in arms for channel in arm.channels}):
+        if len({file_part(name).casefold() for name in some}) < len(some):
+            raise tables.UsageError(
+                f"Of {', '.join(sorted(some))}, two differ by signs only: files could not tell "
+                "them apart."
+            )
     return arms
 
 
-def _arm(given: Mapping[str, Any]) -> Arm:
+def _arm(given: Any) -> Arm:
+    if not isinstance(given, Mapping):
+        raise tables.UsageError(
+            f"An arm is {given!r:.80}; it is a table with a name and a channel."
+        )
     given = dict(given)
     if "channel" in given:
         given["channels"] = [given.pop("channel")]
     _known("arm", given, ["channel", *(one.name for one in fields(Arm))])
     name, channels = given.get("name"), given.get("channels")
-    if not isinstance(name, str) or not name.strip() or name == ledgers.HOLDOUT:
+    if not isinstance(name, str) or not name.strip() or plain(name) == ledgers.HOLDOUT:
         raise tables.UsageError(f"An arm's name is {name!r}; it must be words, and not 'holdout'.")
-    if isinstance(channels, str) or not channels or not all(
-        isinstance(one, str) and one and one != ALL_CHANNELS for one in channels
+    if not isinstance(channels, (list, tuple)) or not channels or not all(
+        isinstance(one, str) and one.strip() and plain(one) != ALL_CHANNELS for one in channels
     ):  # fmt: skip
         raise tables.UsageError(f"Arm {name}: channels is {channels!r}; it is a list of channels.")
+    channels = tuple(dict.fromkeys(plain(one) for one in channels))
+    for what in (name, *channels):
+        if len(what.encode()) > ledgers.LONGEST:
+            raise tables.UsageError(f"{what!r:.80} is too long: {ledgers.LONGEST} letters at most.")
+    if not isinstance(given.get("offer", ""), str):
+        raise tables.UsageError(f"Arm {name}: offer is {given['offer']!r}; it must be words.")
+    tables.check_range(f"share of arm {name}", given.get("share", 1.0), 0, 1e6)
+    if given.get("share", 1.0) == 0:
+        raise tables.UsageError(f"Arm {name} has share 0: leave it out.")
     cost = given.get("contact_cost", 0.0)
-    by_channel = dict(cost) if isinstance(cost, Mapping) else dict.fromkeys(channels, cost)
+    by_channel = dict.fromkeys(channels, cost)
+    if isinstance(cost, Mapping):
+        by_channel = {plain(channel): each for channel, each in cost.items()}
     _known(f"contact_cost of arm {name}", by_channel, channels)
     for what, amount in (*by_channel.items(), ("offer", given.get("offer_cost", 0.0))):
         tables.check_range(f"cost of {what}, arm {name}", amount, 0, 1e9)
     costs = {one: float(by_channel.get(one, 0.0)) for one in channels}
-    return Arm(**{**given, "channels": tuple(channels), "contact_cost": costs})
+    return Arm(**{**given, "channels": channels, "contact_cost": costs})
 
 
 def _known(what: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -159,7 +188,8 @@ def consents(shop: Shop, *, as_of: dt.date | None = None) -> ir.Table:
         )
     rows = shop.table("consents")
     at = rows["at"] if "at" in rows.columns else ibis.null("timestamp")
-    rows = rows.select("customer_id", "channel", given=rows.status == "given", said_at=at)
+    channel = rows.channel.strip().lower()
+    rows = rows.select("customer_id", channel=channel, given=rows.status == "given", said_at=at)
     if as_of is not None:
         rows = rows.filter((rows.said_at.date() <= ibis.literal(as_of)).fill_null(True))
     own = {"group_by": ["customer_id", "channel"]}
@@ -199,6 +229,7 @@ def open_channels(
 
     named = sorted({channel for arm in arms for channel in arm.channels})
     said = consents(shop, as_of=as_of)
+    _check_channels(said, named, policy)
     stop = said.filter(said.channel == ALL_CHANNELS, ~said.given).select("customer_id")
     columns = list(rows.columns)
     counts = _contacted(shop, policy, sends_on, named)
@@ -215,7 +246,7 @@ def open_channels(
     }
     wish = ibis.literal("")
     if "preferred_channel" in columns:
-        wish = wide.preferred_channel.fill_null("")
+        wish = wide.preferred_channel.strip().lower().fill_null("")
     chosen, agreed_all, free_all = {}, [], []
     for n, arm in enumerate(arms):
         cheapest = sorted(arm.channels, key=lambda one: (arm.contact_cost.get(one, 0.0), one))
@@ -242,6 +273,24 @@ def open_channels(
     reasons.append((~ibis.and_(*free_all), CHANNEL_CAP))
     wide = wide.mutate(reason=ibis.cases(*reasons, else_=ibis.null("string")), **chosen)
     return wide.select(*columns, "reason", *chosen)
+
+
+def _check_channels(said: ir.Table, named: Sequence[str], policy: ContactPolicy) -> None:
+    """Refuse a channel for which nobody ever gave consent, or a limit on one that is misspelt."""
+    there = said.select("channel").distinct().order_by("channel").to_pyarrow()["channel"]
+    known = [one for one in there.to_pylist() if one]
+    for channel in named:
+        if channel not in known:
+            raise tables.DataError(
+                f"Nobody ever gave consent for the channel {channel!r}; there are "
+                f"{', '.join(known[:20])}.{tables.did_you_mean(channel, known)}"
+            )
+    for channel in policy.most_by_channel:
+        if channel not in (*known, *named):
+            raise tables.UsageError(
+                f"policy most_by_channel has {channel!r}, which is no channel; there are "
+                f"{', '.join(known[:20])}.{tables.did_you_mean(channel, known)}"
+            )
 
 
 def _beside(rows: ir.Table, more: ir.Table, name: str) -> ir.Table:
@@ -272,7 +321,9 @@ def _contacted(
     rows = ledgers.contacts(shop)
     if rows is None:
         return None
-    rows = rows.filter(rows.arm != ledgers.HOLDOUT)
+    # Who was held out and got a message all the same was contacted.
+    rows = rows.filter((rows.arm != ledgers.HOLDOUT) | rows.sent_at.notnull())
+    rows = rows.mutate(channel=rows.channel.strip().lower())
     rows = rows.mutate(on=rows.sent_at.date().fill_null(rows.window_from))
     reach = max(policy.days - 1, policy.quiet_days)
     first, last = (ibis.literal(sends_on + dt.timedelta(side * reach)) for side in (-1, 1))

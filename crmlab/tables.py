@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import difflib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -423,14 +424,15 @@ def day(value: str | dt.date, *, name: str = "as_of") -> dt.date:
     >>> day("1998-06-30")
     datetime.date(1998, 6, 30)
     """
-    if isinstance(value, dt.datetime):
-        return value.date()
+    found: dt.date | None = None
     if isinstance(value, dt.date):
-        return value
-    try:
-        return dt.date.fromisoformat(value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{name} is {value!r}; it must be a date such as 1998-06-30.") from None
+        found = value.date() if isinstance(value, dt.datetime) else value
+    else:
+        with suppress(TypeError, ValueError):
+            found = dt.date.fromisoformat(value)
+    if found is None or not 1900 <= found.year <= 2200:
+        raise UsageError(f"{name} is {value!r}; it must be a date such as 1998-06-30.")
+    return found
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:

@@ -81,14 +81,16 @@ def find(
     if control != HOLDOUT:
         raise tables.UsageError(f"control is {control!r}; it must be 'holdout' or 'universal'.")
     known, rows = assigned(shop, campaign_id, as_of)
+    cautions: list[str] = []
+    days, primary = _asked(known, window_days, outcome, cautions)
+    rows = _over(_of_the_lot(rows, cautions), days, as_of, looks, cautions)
     sizes, sent = _sizes(rows)
     _check_arms(shop, campaign_id, known, rows, sizes, sent)
-    cautions = []
+    _caution_of_sends(rows, sizes, sent, cautions)
     if not any(sent.values()):
         cautions.append("When messages were sent is not known: all are taken as sent as planned.")
     if known.get("randomised") is None:
         cautions.append("Nobody says that the arms were drawn by lot; if not, this is no proof.")
-    days, primary = _asked(known, window_days, outcome, cautions)
     rows = _with_costs(rows, known, any(sent.values()), cautions)
     unit = None
     if known.get("planned", {}).get("campaign", {}).get("by_household"):
@@ -99,7 +101,8 @@ def find(
         customers=shop.landed(rows, "trial"), sizes=sizes,
         contacts=sent if any(sent.values()) else {a: n for a, n in sizes.items() if a != HOLDOUT},
         primary=primary, days=days, as_of=as_of, first_from=first, last_from=last, looks=looks,
-        mismatch=_mismatch(known, sizes), fixed_cost=float(known.get("fixed_cost") or 0), unit=unit,
+        mismatch=_mismatch(known, _units(rows, unit, sizes)), unit=unit,
+        fixed_cost=float(known.get("fixed_cost") or 0),
         cautions=tuple(cautions),
     )  # fmt: skip
 
@@ -113,11 +116,13 @@ def assigned(shop: Shop, campaign_id: str, as_of: dt.date) -> tuple[dict[str, An
     if rows is not None:
         ids = rows.select("campaign_id").distinct().order_by("campaign_id")
         there = sorted({*there, *ids.campaign_id.to_pyarrow().to_pylist()})
-    if campaign_id not in there:
+    if not campaign_id:
+        raise tables.UsageError(f"Say which campaign: {', '.join(there[:20]) or 'there is none'}.")
+    if not isinstance(campaign_id, str) or campaign_id not in there:
         names = ", ".join(there[:20]) or "none"
         raise tables.UsageError(
             f"Shop '{shop.id}' has no campaign {campaign_id!r}; it has {names}."
-            + tables.did_you_mean(campaign_id, there)
+            + tables.did_you_mean(str(campaign_id), there)
         )
     name = f"Campaign '{campaign_id}'"
     if rows is None:
@@ -129,6 +134,54 @@ def assigned(shop: Shop, campaign_id: str, as_of: dt.date) -> tuple[dict[str, An
         when = f"until {later:%Y-%m-%d}, after as_of {as_of}" if later else "to anybody"
         raise tables.DataError(f"{name} was never assigned: no arm was given {when}.")
     return known.get(campaign_id, {}), drawn
+
+
+def _of_the_lot(rows: ir.Table, cautions: list[str]) -> ir.Table:
+    """Leave out those whom the shop's table has in a campaign of the ledger, and no lot drew."""
+    if rows.filter(~rows.drawn).count().to_pyarrow().as_py():
+        cautions.append(
+            "The table contacts has customers in this campaign whom the ledger never drew: they "
+            "are left out."
+        )
+    return rows.filter(rows.drawn)
+
+
+def _over(
+    rows: ir.Table, days: int, as_of: dt.date, looks: int | None, cautions: list[str]
+) -> ir.Table:
+    """Leave out waves whose days are not over, if there are others and nobody asks for a look."""
+    import ibis
+
+    over = rows.window_from <= ibis.literal(as_of - dt.timedelta(days - 1))
+    [n] = rows.aggregate(over=rows.count(where=over), all=rows.count()).to_pyarrow().to_pylist()
+    if looks is not None or n["over"] in (0, n["all"]):
+        return rows
+    cautions.append("Later waves, whose days are not over, are not counted yet.")
+    return rows.filter(over)
+
+
+def _caution_of_sends(
+    rows: ir.Table, sizes: Mapping[str, int], sent: Mapping[str, int], cautions: list[str]
+) -> None:
+    """Say where what was sent is not what was drawn."""
+    if rows.filter(rows.arm == HOLDOUT, rows.sent_at.notnull()).count().to_pyarrow().as_py():
+        cautions.append(
+            "Some of those held out got the message all the same: the effect is larger than told."
+        )
+    unsent = sum(sizes[arm] - n for arm, n in sent.items())
+    if any(sent.values()) and unsent > 0.1 * sum(sizes[arm] for arm in sent):
+        cautions.append(
+            "More than a tenth of those to be contacted were never sent anything: the effect on "
+            "those who were is larger than told."
+        )
+
+
+def _units(rows: ir.Table, unit: str | None, sizes: Mapping[str, int]) -> Mapping[str, int]:
+    """Return how many were drawn in each arm: customers, or households."""
+    if unit is None:
+        return sizes
+    counted = rows.group_by("arm").aggregate(n=rows[unit].nunique())
+    return {row["arm"]: row["n"] for row in counted.to_pyarrow().to_pylist()}
 
 
 def _sizes(rows: ir.Table) -> tuple[dict[str, int], dict[str, int]]:
@@ -168,10 +221,10 @@ def _check_arms(
             "arm that was not sent cannot be measured: leave its customers out of contacts."
         )
     early = rows.filter(rows.sent_at.date() < rows.assigned_at.date())
-    if wrong := early.count().to_pyarrow().as_py():
+    if early.count().to_pyarrow().as_py():
         raise tables.DataError(
-            f"{name}: {wrong} customers got their message before they were given an arm. Arms that "
-            "are written down after the send are no lot's: correct assigned_at."
+            f"{name}: customers got their message before they were given an arm. Arms that are "
+            "written down after the send are no lot's: correct assigned_at."
         )
 
 
@@ -274,7 +327,9 @@ def _universal(
     import ibis
     import pyarrow as pa
 
-    drawn = ledgers.universal(shop)
+    known_ones = ledgers.universals(shop)
+    begun = [one for one in known_ones if one["starts_on"] <= as_of.isoformat()]
+    drawn = next(iter(begun or known_ones), None)
     if drawn is None:
         raise tables.DataError(
             f"Shop '{shop.id}' has no universal control: `campaigns.plan` draws one with "
@@ -283,7 +338,9 @@ def _universal(
     starts = dt.date.fromisoformat(drawn["starts_on"])
     if starts > as_of:
         raise tables.DataError(f"The universal control begins on {starts}, after as_of {as_of}.")
-    last = min(as_of, dt.date.fromisoformat(drawn["until"]))
+    until = dt.date.fromisoformat(drawn["until"])
+    days = window_days or (until - starts).days + 1
+    last = min(as_of, until, starts + dt.timedelta(days - 1))
     known = purchases.summary(shop, as_of=starts - dt.timedelta(1))
     ids = (
         known.select("customer_id").order_by("customer_id").to_pyarrow()["customer_id"].to_pylist()
@@ -300,7 +357,7 @@ def _universal(
     sent = rows.filter(rows.sent, rows.arm == EVERYBODY).count().to_pyarrow().as_py()
     return Trial(
         campaign_id="", name=EVERYBODY, customers=rows, sizes=counted, contacts={EVERYBODY: sent},
-        primary=outcome or "margin", days=window_days or (last - starts).days + 1, as_of=as_of,
+        primary=outcome or "margin", days=days, as_of=as_of,
         first_from=starts, last_from=starts, looks=looks,
         mismatch=effects.mismatch([*counted.values()], [drawn["share"], 1 - drawn["share"]]),
         fixed_cost=0.0, unit=None,
@@ -350,8 +407,6 @@ def with_guardrails(shop: Shop, rows: ir.Table, trial: Trial) -> ir.Table:
         said = said.filter(said.status == "withdrawn")
         rows = _happened(shop, rows, said.select("customer_id", on=said["at"].date()), "withdrew",
                          trial, last)  # fmt: skip
-    elif shop.has("consents"):
-        rows = rows.mutate(withdrew=rows.response * 0.0)
     if shop.has("cases"):
         cases = shop.table("cases")
         if "kind" in cases.columns:

@@ -77,6 +77,7 @@ def _measured(
     shop: Shop, trial: trials.Trial, *, margin: float | None, take_up: float, before_days: int
 ) -> Lift:
     tables.check_range("take_up", take_up, 0, 1)
+    tables.check_range("before_days", before_days, 0, 3660)
     knows = margin is not None or "cost" in shop.table("transactions").columns
     if not knows and trial.primary == "margin":
         trial = replace(trial, primary="spend", cautions=(
@@ -133,7 +134,8 @@ def _alpha(trial: trials.Trial) -> float:
 
 def _guards(shop: Shop) -> dict[str, str]:
     found = {"brought something back": "gave_back"}
-    found |= {"withdrew consent": "withdrew"} if shop.has("consents") else {}
+    if shop.has("consents") and "at" in shop.table("consents").columns:
+        found["withdrew consent"] = "withdrew"
     return found | ({"complained": "complained"} if shop.has("cases") else {})
 
 
@@ -150,18 +152,28 @@ def _longer(rows: ir.Table, trial: trials.Trial, what: str, alpha: float) -> pd.
 def _few_in_parts(rows: ir.Table, k: int) -> bool:
     """Whether a stratum has too few buyers, or others, in an arm, or one who brings half."""
     counted = rows.group_by("stratum", "arm").aggregate(
-        buyers=rows.response.sum(), others=rows.count() - rows.response.sum(),
-        largest=rows.spend.abs().max(), total=rows.spend.sum().abs(),
+        buyers=rows.response.sum(), others=rows.count() - rows.response.sum()
     )  # fmt: skip
-    few = (counted.buyers < k) | (counted.others < k)
-    found = counted.filter(few | (counted.largest * 2 >= counted.total))
-    return bool(found.count().to_pyarrow().as_py())
+    few = counted.filter((counted.buyers < k) | (counted.others < k)).count().to_pyarrow().as_py()
+    return bool(few or _half_of_one(rows, ["stratum", "arm"]).count().to_pyarrow().as_py())
 
 
 def _dominated(rows: ir.Table) -> bool:
-    """Whether one customer brings half of the money of an arm."""
-    most = rows.group_by("arm").aggregate(
-        largest=rows.spend.abs().max(), total=rows.spend.sum().abs()
-    )
-    found = most.filter((most.largest > 0) & (most.largest * 2 >= most.total))
-    return bool(found.count().to_pyarrow().as_py())
+    """Whether one customer brings half of any sum of money of an arm, in any of the windows."""
+    return bool(_half_of_one(rows, ["arm"]).count().to_pyarrow().as_py())
+
+
+def _half_of_one(rows: ir.Table, by: list[str]) -> ir.Table:
+    """Return the groups of which one customer brings half of a sum of money."""
+    import ibis
+
+    columns = [name for name in rows.columns if name.split("_")[0] in ("spend", "margin")]
+    sums = {f"{what} {name}": value for name in columns for what, value in
+            (("most", rows[name].abs().max()), ("all", rows[name].sum().abs()))}  # fmt: skip
+    found = rows.group_by(by).aggregate(**sums)
+    return found.filter(
+        ibis.or_(
+            *((found[f"most {name}"] > 0) & (found[f"most {name}"] * 2 >= found[f"all {name}"])
+              for name in columns)
+        )
+    )  # fmt: skip

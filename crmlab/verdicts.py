@@ -129,30 +129,35 @@ class Lift:
     def response(self) -> str:
         """How many bought, beside how many would have bought anyway."""
         n, found = self.numbers, self.rows[self.rows["outcome"] == "response"]
+        if self.early or not self.sound:
+            return ""
         if not self.tellable:
             return f"Fewer than {self.k} in an arm bought, or did not: no share is told."
         return " ".join(
-            f"{n.percent(row.mean)} of “{row.arm}” bought; so did {n.percent(row.mean_holdout)} of "
-            "those who were held out."
+            f"Of those given “{row.arm}” {n.percent(row.mean)} bought, of those held out "
+            f"{n.percent(row.mean_holdout)}."
             for row in found.itertuples()
         )
 
     @property
     def kpis(self) -> list[results.Kpi]:
         """The tiles, as far as they may be told."""
-        first = self.primary.iloc[0]
         found = [
-            results.Kpi("Customers contacted", self.trial.contacted, "count"),
+            results.Kpi("Customers contacted", sum(self.trial.contacts.values()), "count"),
             results.Kpi("Held out", self.trial.sizes[HOLDOUT], "count", note="by lot"),
         ]
         if self.sound and self.tellable and not self.dominated and not self.early:
-            found.append(
-                results.Kpi(f"Change in {first['outcome']}", first["relative"], "signed_share",
-                            "up", "primary outcome")
-            )  # fmt: skip
-            if self.earned is not None:
-                found.append(results.Kpi("Profit", float(self.earned["profit"].sum()), "money",
-                                         "up", "after costs"))  # fmt: skip
+            for row in self.primary.itertuples():
+                _, low, high = lifts.best(row)
+                arm = f", {row.arm}" if len(self.primary) > 1 else ""
+                note = "primary outcome" if low > 0 or high < 0 else "may be chance"
+                label = f"Change in {row.outcome}{arm}"
+                found.append(results.Kpi(label, row.relative, "signed_share", "up", note))
+            if self.earned is not None and len(self.earned) == 1:
+                [row] = self.earned.itertuples()
+                found.append(
+                    results.Kpi("Profit", row.profit, "money", "up", f"after costs, {row.verdict}")
+                )
         return found
 
     @property
@@ -233,8 +238,10 @@ class Lift:
             rows[column] = [_level(n, name, one) for one in rows[column]]
         for column in ("difference", "low", "high"):
             rows[column] = [_size(n, name, one) for one in rows[column]]
+        rows["stratum"] = rows["stratum"].replace({"other": "small groups together"})
         shown = rows[["stratum", "arm", "n", "mean", "mean_holdout", "difference", "low", "high"]]
-        names = ["group", "arm", "customers", "with", "held out", "more", "from", "to"]
+        who = "households" if self.trial.unit else "customers"
+        names = ["group", "arm", who, "with", "held out", "more", "from", "to"]
         return Table(f"{name.capitalize()} per customer, by group", shown.set_axis(names, axis=1),
                      "Exploratory: no verdict rests on it.", n)  # fmt: skip
 
@@ -277,11 +284,16 @@ class Lift:
             return text
         rows = rows.assign(
             **{"95% interval": [_ends(n, row) for row in rows.itertuples()],
-               "more": [_size(n, row.outcome, row.difference) for row in rows.itertuples()],
+               "more": [_size(n, row.outcome, lifts.best(row)[0]) for row in rows.itertuples()],
                "with": [_level(n, row.outcome, row.mean) for row in rows.itertuples()],
                "held out": [_level(n, row.outcome, row.mean_holdout) for row in rows.itertuples()]}
         )  # fmt: skip
-        shown = ["arm", "outcome", "with", "held out", "more", "95% interval", "relative"]
+        shown = ["outcome", "arm", "more", "95% interval", "relative", "with", "held out"]
+        if (removed := rows["variance_removed"].max()) > lifts.WORTH_ADJUSTING:
+            text += _paragraph(
+                "Differences are held against what customers did in the half year before, where "
+                f"that takes chance away: here up to {n.percent(removed, 0)} of the variance."
+            )
         return text + results.html_table(
             rows[shown], title="Each arm against those held out, per customer",
             formats={"with": str, "held out": str, "more": str,
@@ -304,7 +316,11 @@ def _size(n: results.Numbers, outcome: str, value: float) -> str:
 
 
 def _ends(n: results.Numbers, row: Any) -> str:
-    return " to ".join(_size(n, row.outcome, end) for end in (row.low, row.high))
+    return " to ".join(_size(n, row.outcome, end) for end in lifts.best(row)[1:])
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
 
 
 def _sentence(lift: Lift, row: Any) -> str:

@@ -56,7 +56,7 @@ def test_the_history_tells_what_each_campaign_earned_or_that_nobody_knows(shop):
     assert spring["change"] == pytest.approx(lift.primary["relative"].iloc[0])
     autumn = told.rows.set_index("campaign").loc["Осінній лист"]
     assert autumn["verdict"] == "no hold-out" and autumn["profit"] != autumn["profit"]
-    assert "One arm was measured" in told.verdict
+    assert "1 arm of a campaign could be measured against a hold-out; of 1 it is" in told.verdict
     early = audits.history(shop, as_of="2025-03-20").rows
     assert early["verdict"].tolist() == ["not over"]
 

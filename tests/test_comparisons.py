@@ -23,6 +23,7 @@ def target(features):
     return uplift.learn(features, seed=1, contact_cost=1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outcome", ["spend", "purchases"])
 def test_a_targeted_campaigns_naive_estimate_is_wrong_and_is_called_so(shop, home, outcome):
     truth = json.loads((home / "data/demo/truth/parameters.json").read_text())

@@ -182,9 +182,22 @@ def test_the_demo_campaign_is_measured_as_the_truth_says(spring, home):
 
 def test_the_response_rate_stands_beside_that_of_those_held_out(spring):
     rows = spring.to_frame().set_index("outcome").loc["response"]
-    assert f"{rows['mean']:.1%} of “voucher” bought; so did {rows.mean_holdout:.1%}" in (
-        spring.response
+    assert spring.response == (
+        f"Of those given “voucher” {rows['mean']:.1%} bought, of those held out "
+        f"{rows.mean_holdout:.1%}."
     )
+
+
+def test_what_the_page_shows_is_what_the_verdict_says(spring):
+    [row] = spring.primary.itertuples()
+    assert row.variance_removed > lifts.WORTH_ADJUSTING
+    assert f"€{row.adjusted:.2f}" in spring.verdict
+    assert f"+€{row.adjusted:.2f}" in spring._repr_html_()
+    [tile] = [one for one in spring.kpis if one.label == "Change in spend"]
+    assert tile.value == pytest.approx(row.adjusted / (row.mean - row.adjusted), rel=0.05)
+    assert spring.money.rows["profit"].iloc[0] == spring.earned["profit"].iloc[0]
+    assert "no finite value" not in spring.money._repr_html_()
+    assert len(spring.guards.rows) == 3 and len(spring.groups.rows) == 2
 
 
 def test_the_money_adds_up(spring, demo_shop):
@@ -219,7 +232,11 @@ def test_guardrails_count_who_left_and_who_complained(spring, home):
         where c.campaign_id = '2025-spring' and c.arm = 'voucher'""").fetchall()
     row = spring.guardrails.set_index("what").loc["withdrew consent"]
     assert row["mean"] == pytest.approx(withdrew / n)
-    assert set(spring.guardrails["what"]) == {"money back", "withdrew consent", "complained"}
+    assert set(spring.guardrails["what"]) == {
+        "brought something back",
+        "withdrew consent",
+        "complained",
+    }
 
 
 def test_a_targeted_campaign_has_no_hold_out_to_compare_with(demo_shop):
@@ -231,6 +248,7 @@ def test_before_the_end_nothing_is_said_unless_somebody_says_how_often_they_look
     early = uplift.measure(demo_shop, campaign_id="2025-spring", as_of="2025-03-31")
     assert not early.trial.complete
     assert early.verdict.startswith("Too early") and early.money_verdict == ""
+    assert early.response == "" and not early.money and not early.guards and not early.groups
     assert "<table" not in early._repr_html_()
     look = uplift.measure(demo_shop, campaign_id="2025-spring", as_of="2025-03-31", looks=1)
     assert look.alpha == pytest.approx(effects.alpha_of_look(2, alpha=0.025))
@@ -298,7 +316,7 @@ def test_a_small_campaign_is_measured_by_the_arm_that_was_drawn(make_shop, tmp_p
         (rows_of(["holdout"] * 40), "x,true,0.5,spend,14", "only a hold-out"),
         (rows_of(["a"] * 37 + ["holdout"] * 3), "x,true,0.5,spend,14", "fewer than 10 .* holdout"),
         (rows_of(HALF), "x,false,0.5,spend,14", "no lot's choice"),
-        (rows_of(HALF, assigned="2024-01-09"), "x,true,0.5,spend,14", "20 customers got their"),
+        (rows_of(HALF, assigned="2024-01-09"), "x,true,0.5,spend,14", "customers got their"),
         (rows_of(HALF, assigned="2025-01-09", sent=""), "x,true,0.5,spend,14",
          "until 2025-01-09, after as_of 2024-01-31"),
         ("campaign_id,customer_id,arm,assigned_at\ny,c01,a,2024-01-02\n", "x,true,0.5,spend,14",
@@ -328,6 +346,33 @@ def test_a_campaign_after_which_nobody_bought_is_told_as_one(make_shop, tmp_path
     found = uplift.measure(shop, campaign_id="x", as_of="2024-01-31", margin=0.3)
     assert "did not visibly change" in found.verdict
     assert not found.tellable and len(found.shown()) == 0
+    assert not found.money and not found.groups and len(found.kpis) == 2
+
+
+def test_all_the_same_price_is_no_error(make_shop, tmp_path):
+    sales = "".join(f"c{n:02},2024-01-05,19.9\n" for n in range(0, 40, 3))
+    shop = campaign(make_shop, tmp_path, rows_of(HALF), sales=sales)
+    found = uplift.measure(shop, campaign_id="x", as_of="2024-01-31").to_frame()
+    row = found.set_index("outcome").loc["spend per purchase"]
+    assert row["mean"] == pytest.approx(19.9) and row["difference"] == pytest.approx(0)
+
+
+def test_later_waves_wait_until_their_days_are_over(make_shop, tmp_path):
+    contacts = rows_of(HALF) + rows_of(
+        ["a"] * 8 + ["holdout"] * 8, assigned="2024-01-20", sent="2024-01-21"
+    ).split("\n", 1)[1].replace("c", "d")
+    shop = campaign(make_shop, tmp_path, contacts)
+    found = uplift.measure(shop, campaign_id="x", as_of="2024-01-31")
+    assert found.trial.complete and dict(found.trial.sizes) == {"a": 20, "holdout": 20}
+    assert "not counted yet" in " ".join(found.cautions)
+
+
+def test_who_was_held_out_and_got_the_message_is_said(make_shop, tmp_path):
+    contacts = rows_of(HALF).replace("c20,holdout,2024-01-02,", "c20,holdout,2024-01-02,2024-01-03")
+    shop = campaign(make_shop, tmp_path, contacts)
+    found = uplift.measure(shop, campaign_id="x", as_of="2024-01-31")
+    assert "Some of those held out got the message" in " ".join(found.cautions)
+    assert dict(found.trial.sizes) == {"a": 20, "holdout": 20}
 
 
 def moments(values, before=None):
