@@ -121,8 +121,8 @@ def universal_control(
         return None
     if not until or tables.day(until, name="universal_until") <= sending:
         raise tables.UsageError(
-            f"universal_until is {until!s:.20}; say until which day, after {sending}, those stay "
-            "out of every campaign."
+            f"universal_until is {str(until)[:20] or 'missing'}; say until which day, after "
+            f"{sending}, those stay out of every campaign."
         )
     first = sending.isoformat()
     last = tables.day(until, name="universal_until").isoformat()

@@ -124,10 +124,11 @@ class Plan:
                 f"In {n.number(said['outcome_days'])} days it will be noticed (4 times in 5) only "
                 f"if it brings {size}{share}, or more."
             )
+        parts.append(self.warning)
         if self.tellable and self.contacted and self.cost:
             each = n.money(self.cost / self.contacted)
             parts.append(f"It pays from {each} more margin per customer contacted on.")
-        return " ".join([*parts, self.warning]).strip()
+        return " ".join(filter(None, parts))
 
     @property
     def kpis(self) -> list[results.Kpi]:
@@ -195,12 +196,19 @@ class Plan:
         )
         return told[["stratum", "customers", *arms]]
 
+    def __str__(self) -> str:
+        """Say the verdict."""
+        return self.verdict
+
     def _repr_html_(self) -> str:
-        text, number = f"<p>{escape(self.verdict)}</p>", self.numbers.number
+        # A page begins with the verdict.
+        text = "" if results.on_page() else f"<p>{escape(self.verdict)}</p>"
+        number = self.numbers.number
         if not self.tellable:
             return text
+        some = self.counts[self.counts["customers"] > 0]
         text += results.html_table(
-            self.counts, title="What became of the audience", formats={"customers": number}
+            some, title="What became of the audience", formats={"customers": number}
         )
         if len(self.why_not):
             text += results.html_table(
@@ -386,6 +394,14 @@ def _check_goes_on(asked: Mapping[str, Any], earlier: Sequence[ledgers.Wave], da
         return
     began, now = earlier[0].plan["campaign"], planning.as_json(asked)
     name = asked["campaign_id"]
+    for old, new in zip(began["arms"], now["arms"], strict=False):
+        for what in old:
+            if old[what] != new[what]:
+                raise tables.UsageError(
+                    f"Campaign '{name}' began with {what} {old[what]!r} of arm {old['name']}, and "
+                    f"now it is {new[what]!r:.80}: its waves could not be put together. Use "
+                    "another campaign_id, which is the file's name."
+                )
     for what in ("arms", "holdout_share", "seed", "primary_outcome", "outcome_days", "by_household",
                  "margin"):  # fmt: skip
         if began[what] != now[what]:

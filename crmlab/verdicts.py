@@ -50,6 +50,10 @@ class Lift:
     k: int
     take_up: float
 
+    def __str__(self) -> str:
+        """Say the verdicts."""
+        return f"{self.verdict} {self.money_verdict}".strip()
+
     def to_frame(self) -> pd.DataFrame:
         """Return one row per arm and outcome."""
         return self.rows.copy()
@@ -178,7 +182,9 @@ class Lift:
             for row in rows.itertuples()
         ]  # fmt: skip
         rows["return"] = [n.percent(one, 0, signed=True) for one in rows["roi"]]
-        rows["a contact may cost"] = [n.money(one) for one in rows["break_even"]]
+        rows["a contact may cost"] = [
+            n.money(one) if one > 0 else "nothing" for one in rows["break_even"]
+        ]
         rows = rows.rename(columns={"margin": "margin more", "low": "from", "high": "to"})
         shown = ["arm", "margin more", "cost", "profit", "from", "to", "verdict", "return",
                  "a contact may cost", "cost of a buyer more"]  # fmt: skip
@@ -256,18 +262,17 @@ class Lift:
                 "Nothing is learnt from a campaign that is not over, or unsound."
             )
         arm = max((n, name) for name, n in self.trial.sizes.items() if name != HOLDOUT)[1]
+        name = "margin" if self.earned is not None else "spend"
         rows = features(
-            shop,
-            campaign_id=self.trial.campaign_id,
-            as_of=self.trial.as_of,
-            arm=arm,
-            outcome="margin" if self.earned is not None else "spend",
-            margin=margin,
-        )
+            shop, campaign_id=self.trial.campaign_id, as_of=self.trial.as_of, arm=arm,
+            outcome=name, margin=margin,
+        ).rename(columns={"outcome": name})  # fmt: skip
         cost = 0.0
         if self.earned is not None:
             [cost] = self.earned.loc[self.earned["arm"] == arm, "each"]
-        return learn(rows, seed=seed, contact_cost=cost, numbers=self.numbers, k=self.k)
+        return learn(
+            rows, outcome=name, seed=seed, contact_cost=cost, numbers=self.numbers, k=self.k
+        )
 
     def shown(self) -> pd.DataFrame:
         """Return the rows that a page may show: nothing of few buyers, no sum of one customer."""
@@ -278,7 +283,7 @@ class Lift:
 
     def _repr_html_(self) -> str:
         n = self.numbers
-        said = [self.verdict, self.money_verdict, *self.cautions]
+        said = [] if results.on_page() else [self.verdict, self.money_verdict, *self.cautions]
         text = "".join(f"<p>{escape(one)}</p>" for one in said if one)
         if self.early or not len(rows := self.shown()):
             return text
