@@ -165,9 +165,13 @@ def overlaps(shop: Shop, days: Period) -> Table:
 
 def history(
     shop: Shop, *, as_of: str | dt.date, margin: float | None = None,
-    progress: Callable[[str], None] | None = None,
+    measured: Sequence[verdicts.Lift] = (), progress: Callable[[str], None] | None = None,
 ) -> Table:  # fmt: skip
     """Tell what each campaign changed and earned, the newest first; what cannot be told, why.
+
+    Parameters
+    ----------
+    measured : campaigns that are measured already, with the same margin
 
     Returns
     -------
@@ -186,6 +190,7 @@ def history(
     found = begun.to_pandas()
     found = found[pd.to_datetime(found["since"]).dt.date <= day]
     known = ledgers.campaigns(shop)
+    known_lifts = {lift.trial.campaign_id: lift for lift in measured}
     for row in found.sort_values(["since", "campaign_id"], ascending=[False, True]).itertuples():
         if progress:
             progress(f"Measuring {row.campaign_id} ...")
@@ -195,7 +200,9 @@ def history(
             "channel": known.get(row.campaign_id, {}).get("channel") or "",
         }
         try:
-            lift = uplift.measure(shop, campaign_id=row.campaign_id, as_of=day, margin=margin)
+            lift = known_lifts.get(row.campaign_id) or uplift.measure(
+                shop, campaign_id=row.campaign_id, as_of=day, margin=margin
+            )
         except tables.DataError as error:
             why = "no hold-out" if "no hold-out" in str(error) else "cannot say"
             rows.append({**about, "verdict": why})

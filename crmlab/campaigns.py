@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -45,7 +46,7 @@ class Plan:
     customers. `said` is what the ledger keeps: the primary outcome, the days, the smallest effects
     that this size can detect with power .8. `assigned` is a local ibis table, one row per customer
     with an arm: customer_id, arm, stratum, channel; `left_out` one per suppressed customer:
-    customer_id, reason. `written` is the wave's number once it is in the ledger.
+    customer_id, reason. `written` is the wave's number if it was in the ledger when this was made.
     """
 
     shop: Shop
@@ -236,7 +237,9 @@ class Plan:
         UsageError if another process has written this wave meanwhile, or a list of that name
         holds something else; DataError if the ledger was changed
         """
-        if self.written is None:
+        waves = ledgers.waves(self.shop, self.campaign["campaign_id"])
+        record = json.loads(json.dumps(self.record))
+        if not any({name: wave.plan.get(name) for name in record} == record for wave in waves):
             self._write_ledger()
         place = ledgers.folder(self.shop).parent / "lists" / self.campaign["campaign_id"]
         return contact_lists.write(
@@ -255,13 +258,12 @@ class Plan:
             window_from=ibis.literal(dt.date.fromisoformat(self.said["sends_on"])),
         )  # fmt: skip
         suppressed = self.left_out.mutate(**named, at=moment.cast("timestamp(6)"))
-        wave = ledgers.write_wave(
+        ledgers.write_wave(
             self.shop, self.campaign["campaign_id"], self.record,
             contacts=contacts.order_by("customer_id").to_pyarrow(),
             suppressed=suppressed.order_by("customer_id").to_pyarrow(),
             planned_at=self.planned_at,
         )  # fmt: skip
-        object.__setattr__(self, "written", wave.number)
 
 
 def plan(
@@ -296,10 +298,12 @@ def plan(
     arms : `Arm`, or tables with its fields, such as {"name": "card", "channel": "post"}
     policy : `ContactPolicy`, or a table with its fields
     holdout_share : float, the share of those who may be contacted that are not
+    seed, campaign_id : another lot for another of them; name : as people call the campaign
     sends_on : date, the day of sending, on which the days that count begin; by default the day
         after `as_of`
     outcome : the primary outcome: response, purchases, spend or margin
     outcome_days : int, how many days count
+    margin : float, share of the amount; None = amount less the shop's cost of each line
     margin : float, share of the amount; None = by the shop's cost of each line
     fixed_cost, budget : shop currency; a budget contacts those of the highest expected profit:
         the audience's column profit, else its value
@@ -319,6 +323,7 @@ def plan(
     -----
     A campaign of several waves: each takes only who has no arm yet, and everybody keeps theirs.
     """
+    planning.check_audience(audience)
     day = tables.day(as_of)
     sending = tables.day(sends_on, name="sends_on") if sends_on else day + dt.timedelta(1)
     asked = campaign_files.checked(

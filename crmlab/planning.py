@@ -50,6 +50,19 @@ def as_json(asked: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def check_audience(rows: ir.Table) -> None:
+    """Raise `UsageError` for what is no table of customers."""
+    kinds = rows.schema() if hasattr(rows, "schema") and hasattr(rows, "to_pyarrow") else {}
+    if "customer_id" not in kinds or not kinds["customer_id"].is_string():
+        raise tables.UsageError(
+            "The audience must be an ibis table with a customer_id of text, such as "
+            "audiences.audience gives; ibis.memtable makes one of a DataFrame."
+        )
+    for name in (*VALUES, "profit"):
+        if name in kinds and not kinds[name].is_numeric():
+            raise tables.UsageError(f"The audience's {name} must be numbers.")
+
+
 def allot(
     fits: ir.Table, shop: Shop, asked: Mapping[str, Any], *, as_of: dt.date, sends_on: dt.date,
     budget: float | None, buying: float, universal: Mapping[str, Any] | None,
@@ -105,15 +118,6 @@ def _rows(
     """Return what allotting needs of each customer, as arrays in the order of their ids."""
     import ibis
 
-    kinds = fits.schema() if hasattr(fits, "schema") and hasattr(fits, "to_pyarrow") else {}
-    if "customer_id" not in kinds or not kinds["customer_id"].is_string():
-        raise tables.UsageError(
-            "The audience must be an ibis table with a customer_id of text, such as "
-            "audiences.audience gives; ibis.memtable makes one of a DataFrame."
-        )
-    for name in (*VALUES, "profit"):
-        if name in kinds and not kinds[name].is_numeric():
-            raise tables.UsageError(f"The audience's {name} must be numbers.")
     value = next((name for name in VALUES if name in fits.columns), None)
     wanted = {
         "customer_id": fits.customer_id,

@@ -420,6 +420,8 @@ def test_an_audience_of_nobody_and_one_that_may_not_be_contacted(club):
         plan(club, arms=[{"name": "a", "channel": "e-mail"}])
     with pytest.raises(UsageError, match="customer_id of text"):
         plan(club, ibis.memtable({"customer_id": [1, 2]}))
+    with pytest.raises(UsageError, match="ibis.memtable makes one of a DataFrame"):
+        plan(club, pd.DataFrame({"customer_id": IDS}))
     with pytest.raises(DataError, match="customer_id more than once"):
         plan(club, audience(club, IDS[:50] * 2))
     with pytest.raises(DataError, match="there is no|has no cost of what was sold"):

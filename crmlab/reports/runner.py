@@ -248,6 +248,8 @@ def _begin(run: Run, place: int, progress: bool, many: bool) -> RunResult | None
             order["progress"] = {"terminal": terminal, "position": place, "leave": not many}
         page.write(run.folder / child.ORDER, json.dumps(order), 0o600)
         surroundings = {
+            # So many run at a time: threads of two that share a processor wait for each other.
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // WORKERS)),
             **os.environ,
             "CRMLAB_HOME": str(run.home),
             "CRMLAB_RUN_DIR": str(run.folder),
