@@ -117,7 +117,8 @@ def _completed(rows: ir.Table, wanted: dict[str, Rule]) -> ir.Table:
         season=_season(rows),
         **{name: rows[name].fill_null(0) for name in measured},
     )
-    return rows.drop(*({"store"} & {*rows.columns}), *SEASONS)
+    # Selected and not dropped: ibis 11 keeps what is dropped after it was changed.
+    return rows.select(*(name for name in rows.columns if name not in ("store", *SEASONS)))
 
 
 def _season(rows: ir.Table) -> ir.StringValue:

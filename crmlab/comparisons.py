@@ -144,4 +144,4 @@ def _plain(rows: ir.Table) -> pd.DataFrame:
     words = [name for name, kind in rows.schema().items() if kind.is_boolean()]
     rows = rows.mutate(**{name: rows[name].cast("int64") for name in words})
     empty = [name for name, kind in rows.schema().items() if kind.is_null()]
-    return rows.drop(*empty).to_pandas() if empty else rows.to_pandas()
+    return rows.select(*(name for name in rows.columns if name not in empty)).to_pandas()
