@@ -628,3 +628,21 @@ def test_a_page_tells_no_group_of_few(club):
 
     assert f"are contacted: {many.contacted}" in charts.funnel(many).alt
     assert "are contacted" not in charts.funnel(few).alt
+
+
+def test_a_trigger_is_a_campaign_of_daily_waves_with_its_own_hold_out(shop, tmp_path):
+    rules, seen = [{"column": "days_since_first", "from": 14, "to": 14}], {}
+    for days in range(3):
+        rows = audience(shop).mutate(
+            days_since_first=ibis._.customer_id.substr(1).cast("int64") % 5 + 12 + days
+        )
+        found = plan(shop, rows, rules=rules, as_of=dt.date(2024, 6, 30) + dt.timedelta(days),
+                     arms=FREE, policy={"complaint_days": 0})  # fmt: skip
+        assert not set(arms(found)) & set(seen)
+        seen |= arms(found)
+        assert found.wave == f"00{days + 1}"
+        found.write(tmp_path / "lists")
+    held = sum(arm == "holdout" for arm in seen.values())
+    assert held == pytest.approx(0.2 * len(seen), abs=3 * len(set(found.strata["stratum"])))
+    assert len(ledgers.waves(shop, "campaign")) == 3
+    assert len(list((tmp_path / "lists").glob("*.csv"))) == 6
