@@ -105,7 +105,7 @@ class Target:
         )
         if self.better:
             return (
-                f"Contact the {n.percent(self.share, 0)} of customers whom the message moves most: "
+                f"Contact the {n.percent(row.share, 0)} of customers whom the message moves most: "
                 f"such a list earned {self._per_thousand(*ends, more=' more')} than "
                 f"{WORDS[row.rival]}, the best other choice. {base} Keep a hold-out next time too."
             )
@@ -113,7 +113,7 @@ class Target:
             row = self._of(RESPONSE)
             ends = (row.difference, row.difference_low, row.difference_high)
             return (
-                f"Contact the {n.percent(self.share, 0)} of customers likeliest to respond: such a "
+                f"Contact the {n.percent(row.share, 0)} of customers likeliest to respond: such a "
                 f"list earned {self._per_thousand(*ends, more=' more')} than {WORDS[row.rival]}. "
                 f"Lists of those whom the message moves were no better than that. {base}"
             )
@@ -138,10 +138,10 @@ class Target:
     def headline(self) -> str:
         """The verdict in one short sentence, for a summary."""
         if self.better:
-            share = self.numbers.percent(self.share, 0)
+            share = self.numbers.percent(self._of(self.method).share, 0)
             return f"Next time contact the {share} whom the message moves most."
         if self.instead == RESPONSE:
-            share = self.numbers.percent(self.share, 0)
+            share = self.numbers.percent(self._of(RESPONSE).share, 0)
             return (
                 f"Next time contact the {share} likeliest to buy: no list of those whom the "
                 "message moves was better."
@@ -196,7 +196,8 @@ class Target:
             headings={"method": "choice", "net_value": "earned", "net_low": "from",
                       "net_high": "to", "low": "Qini from", "high": "Qini to"},
         )  # fmt: skip
-        effect = {name: lambda each: n.number(each, 3) for name in self.deciles.columns[2:]}
+        printed = n.money if self.in_money else lambda each: n.number(each, 3)
+        effect = dict.fromkeys(self.deciles.columns[2:], printed)
         return text + results.html_table(
             self.deciles,
             title=f"Effect on {self.outcome} per customer, by expected effect (1 is the highest)",

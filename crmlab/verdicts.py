@@ -321,7 +321,8 @@ def _size(n: results.Numbers, outcome: str, value: float) -> str:
 
 
 def _ends(n: results.Numbers, row: Any) -> str:
-    return " to ".join(_size(n, row.outcome, end) for end in lifts.best(row)[1:])
+    low, high = (_size(n, row.outcome, end) for end in lifts.best(row)[1:])
+    return f"{low.removesuffix(' points')} to {high}"
 
 
 def _paragraph(text: str) -> str:
