@@ -7,8 +7,8 @@ import pytest
 from crmlab import reports
 from tests.projects import go, goes, write_notebook
 
-DEMO = ["cdnow-clv", "demo-clv", "complete-journey-clv", "demo-customers", "demo-churn"]
-DEMO += ["demo-campaigns", "demo-uplift", "complete-journey-uplift"]
+DEMO = ["cdnow-clv", "demo-clv", "demo-customers", "demo-churn", "demo-campaigns", "demo-uplift"]
+DEMO += ["complete-journey-uplift"]
 
 
 @pytest.fixture(scope="module")
