@@ -430,7 +430,7 @@ def day(value: str | dt.date, *, name: str = "as_of") -> dt.date:
     else:
         with suppress(TypeError, ValueError):
             found = dt.date.fromisoformat(value)
-    if found is None or not 1900 <= found.year <= 2200:
+    if found is None or not 1000 <= found.year <= 9000:
         raise UsageError(f"{name} is {value!r}; it must be a date such as 1998-06-30.")
     return found
 

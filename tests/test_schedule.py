@@ -287,8 +287,11 @@ def test_a_sweep_by_hand_that_was_killed_goes_on_where_it_stopped(project):
     sweep(project, '["a", "b", "c"]')
     marks = project / "marks"
     marks.mkdir()
+    # The next page is begun while one is published: it must not get far before the stop.
     write_notebook(
-        project, f"import os; os.close(os.open(f'{marks}/{{word}}-{{os.getpid()}}', os.O_CREAT))"
+        project,
+        "import os, time\ntime.sleep(4 * (word == 'b'))\n"
+        f"os.close(os.open(f'{marks}/{{word}}-{{os.getpid()}}', os.O_CREAT))",
     )
     report = reports.load(project)["quick"]
     runs = reports.by_hand(project, report)
