@@ -338,8 +338,10 @@ def _sentence(lift: Lift, row: Any) -> str:
     )  # fmt: skip
     what = {"response": "the share of buyers"}.get(row.outcome, f"{row.outcome} per customer")
     ends = f"({_size(n, row.outcome, low)} to {_size(n, row.outcome, high)})"
+    verb = "raised" if low > 0 else "lowered" if high < 0 else "did not visibly change"
+    if not lift.tellable or lift.dominated:
+        return f"{arm} {verb} {what}; of so few buyers no figure is told."
     if low > 0 or high < 0:
-        verb = "raised" if low > 0 else "lowered"
         size = _size(n, row.outcome, abs(middle)).removeprefix("+")
         return f"{arm} {verb} {what} by {size} {ends}."
-    return f"{arm} did not visibly change {what}: {_size(n, row.outcome, middle)} {ends}."
+    return f"{arm} {verb} {what}: {_size(n, row.outcome, middle)} {ends}."
