@@ -84,7 +84,8 @@ def without_holdout(
 
     Raises
     ------
-    DataError if the campaign was never assigned, or its days are not over by `as_of`
+    DataError if the campaign was never assigned, has a hold-out drawn by lot, or began on several
+    days, or its days are not over by `as_of`
     """
     day = tables.day(as_of)
     if outcome not in ("spend", "purchases"):
@@ -92,11 +93,16 @@ def without_holdout(
     purchases.check_date(shop, day)
     known, assigned = trials.assigned(shop, campaign_id, day)
     days = trials.days_of(known, window_days)
+    held_out = assigned.filter(assigned.arm == HOLDOUT).count().to_pyarrow().as_py()
+    if held_out and known.get("randomised"):
+        raise tables.DataError(
+            f"Campaign '{campaign_id}' has a hold-out drawn by lot: only that says what it changed."
+        )
     firsts = assigned.window_from.nunique().to_pyarrow().as_py()
     if firsts > 1:
         raise tables.DataError(
-            f"Campaign '{campaign_id}' began on {firsts} days for different customers, and nobody "
-            "was held out: what each group did without it cannot be said."
+            f"Campaign '{campaign_id}' began on {firsts} days for different customers: without a "
+            "hold-out nobody can say what each group would have done."
         )
     first = assigned.window_from.min().to_pyarrow().as_py()
     if first + dt.timedelta(days - 1) > day:

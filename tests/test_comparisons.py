@@ -55,6 +55,11 @@ def test_complete_journeys_campaigns_are_exposure_and_get_no_verdict(home):
         uplift.without_holdout(shop, campaign_id="23", as_of="2017-12-31")
 
 
+def test_a_campaign_with_a_hold_out_is_not_weighed_instead(shop):
+    with pytest.raises(DataError, match="has a hold-out drawn by lot: only that says"):
+        uplift.without_holdout(shop, campaign_id="2025-spring", as_of=END)
+
+
 def test_what_is_learnt_from_was_known_before_the_campaign(features, shop):
     assert not {"household_id", "first_purchase", "joined_on", "birth_date"} & set(features)
     assert features["customer_id"].is_unique
