@@ -1,0 +1,172 @@
+"""Distance and direction on the globe: rings and sectors around a place, squares of a grid.
+
+The earth is a sphere here. Around Kyiv that is at most 62 m from the WGS84 ellipsoid within 20 km.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from crmlab import tables
+
+if TYPE_CHECKING:
+    import ibis.expr.types as ir
+
+EARTH_KM = 6371.0088  # the mean radius, as the International Union of Geodesy has it
+KM_PER_DEGREE = EARTH_KM * math.pi / 180
+COMPASS = ("N", "NNE", "NE", "ENE", "E", "ESE", "SE", "SSE",
+           "S", "SSW", "SW", "WSW", "W", "WNW", "NW", "NNW")  # fmt: skip
+
+
+def sector_names(sectors: int) -> list[str]:
+    """Return the winds clockwise from north.
+
+    >>> sector_names(8)
+    ['N', 'NE', 'E', 'SE', 'S', 'SW', 'W', 'NW']
+    """
+    if sectors not in (4, 8, 16):
+        raise tables.UsageError(f"sectors is {sectors!r}; it must be 4, 8 or 16.")
+    return list(COMPASS[:: 16 // sectors])
+
+
+def rings(rings_km: Sequence[float] | str) -> tuple[float, ...]:
+    """Read the outer radii of the rings, in km.
+
+    >>> rings("5, 10, 20")
+    (5.0, 10.0, 20.0)
+    """
+    given = rings_km.split(",") if isinstance(rings_km, str) else rings_km
+    try:
+        found = tuple(float(radius) for radius in given)
+    except (TypeError, ValueError):
+        found = ()
+    rises = all(a < b for a, b in zip((0.0, *found), found, strict=False))
+    if not 1 <= len(found) <= 10 or not rises or found[-1] > 1_000:
+        raise tables.UsageError(
+            f"rings_km is {rings_km!r}; it must be up to ten rising radii in km such as 5, 10, 20."
+        )
+    return found
+
+
+def on_sphere(rows: ir.Table) -> ir.Table:
+    """Add x, y, z, the unit vector of `latitude` and `longitude` in degrees."""
+    north, east = rows.latitude.radians(), rows.longitude.radians()
+    return rows.select(
+        *rows.columns, x=north.cos() * east.cos(), y=north.cos() * east.sin(), z=north.sin()
+    )
+
+
+def compass(rows: ir.Table, *names: str) -> ir.Table:
+    """Return places as vectors: `names`, and by each place up, east and north in x, y, z."""
+    north, east = rows.latitude.radians(), rows.longitude.radians()
+    return rows.select(
+        *names,
+        up_x=north.cos() * east.cos(), up_y=north.cos() * east.sin(), up_z=north.sin(),
+        east_x=-east.sin(), east_y=east.cos(),
+        north_x=-north.sin() * east.cos(), north_y=-north.sin() * east.sin(), north_z=north.cos(),
+    )  # fmt: skip
+
+
+def ring_and_sector(
+    pairs: ir.Table, *, rings_km: Sequence[float], sectors: int
+) -> tuple[ir.IntegerColumn, ir.IntegerColumn]:
+    """Return in which ring, from 0, and sector, clockwise from north, one place lies of another.
+
+    Additions, products and comparisons only: a ring ends where the cosine of the angle between
+    both falls below that of its radius, a sector where the direction passes a line through the
+    place. The direction is the initial bearing. `pairs` has the columns of `on_sphere` and of
+    `compass`. Outside all rings the ring is their number; at the place itself the sector is 0.
+    """
+    import ibis
+
+    p, none = pairs, ibis.literal(0, "int8")
+    height = p.x * p.up_x + p.y * p.up_y + p.z * p.up_z
+    east = p.x * p.east_x + p.y * p.east_y
+    north = p.x * p.north_x + p.y * p.north_y + p.z * p.north_z
+    ends = (math.cos(radius / EARTH_KM) for radius in rings_km)
+    ring: Any = sum(((height < end).ifelse(1, 0).cast("int8") for end in ends), start=none)
+    # Lines through the place, each the end of two sectors: how many lie behind, clockwise.
+    angles = ((line + 0.5) * 2 * math.pi / sectors for line in range(sectors // 2))
+    past = [east * math.cos(angle) - north * math.sin(angle) > 0 for angle in angles]
+    behind: Any = sum((one.ifelse(1, 0).cast("int8") for one in past), start=none)
+    return ring, (past[0] | (behind == 0)).ifelse(behind, sectors - behind)
+
+
+def kilometres(pairs: ir.Table) -> ir.FloatingColumn:
+    """Return the distance of pairs with the columns of `on_sphere` and of `compass`, in km.
+
+    By the chord between both, which keeps its digits where they are near, as haversine does.
+    """
+    p = pairs
+    chord = (p.x - p.up_x) ** 2 + (p.y - p.up_y) ** 2 + (p.z - p.up_z) ** 2
+    distance: Any = 2 * EARTH_KM * (chord.sqrt() / 2).clip(upper=1.0).asin()
+    return distance
+
+
+def square(rows: ir.Table, *, side_km: float, middle: float) -> tuple[Any, Any]:
+    """Return row and column of the square of a grid in which each `latitude`, `longitude` lies.
+
+    Rows are as high as `side_km`, columns as wide at the latitude `middle`.
+    """
+    up, along = steps(side_km, middle)
+    return (rows.latitude / up).floor().cast("int64"), (rows.longitude / along).floor().cast(
+        "int64"
+    )
+
+
+def steps(side_km: float, middle: float) -> tuple[float, float]:
+    """Return the height and width of a square of the grid, in degrees."""
+    return side_km / KM_PER_DEGREE, side_km / KM_PER_DEGREE / max(
+        0.01, math.cos(math.radians(middle))
+    )
+
+
+def square_shape(row: int, column: int, *, side_km: float, middle: float) -> dict[str, Any]:
+    """Return a square of the grid as a GeoJSON geometry."""
+    up, along = steps(side_km, middle)
+    south, north = row * up, (row + 1) * up
+    west, east = column * along, (column + 1) * along
+    corners = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    return {"type": "Polygon", "coordinates": [corners]}
+
+
+def towards(latitude: float, longitude: float, bearing: float, km: float) -> tuple[float, float]:
+    """Return longitude and latitude of what lies so far in a direction, in degrees from north.
+
+    The longitude goes on past 180 degrees, so that shapes around a place hold together.
+    """
+    north, far, turn = math.radians(latitude), km / EARTH_KM, math.radians(bearing)
+    sine = math.sin(north) * math.cos(far) + math.cos(north) * math.sin(far) * math.cos(turn)
+    up = math.asin(max(-1.0, min(1.0, sine)))
+    along = math.atan2(
+        math.sin(turn) * math.sin(far) * math.cos(north),
+        math.cos(far) - math.sin(north) * math.sin(up),
+    )
+    return longitude + math.degrees(along), math.degrees(up)
+
+
+def cell_shape(
+    latitude: float,
+    longitude: float,
+    *,
+    inner_km: float,
+    outer_km: float,
+    sector: int,
+    sectors: int,
+) -> dict[str, Any]:
+    """Return one ring x sector cell around a place as a GeoJSON geometry; `sectors=1`: a ring."""
+    wide = 360 / sectors
+    begin = (sector - 0.5) * wide
+    # A corner every five degrees of the circle is within .1 % of the radius.
+    turns = [
+        begin + wide * step / max(2, round(wide / 5)) for step in range(max(2, round(wide / 5)) + 1)
+    ]
+    outer = [[*towards(latitude, longitude, turn, outer_km)] for turn in turns]
+    inner = [[*towards(latitude, longitude, turn, inner_km)] for turn in reversed(turns)]
+    if sectors == 1:
+        shells = [outer, inner] if inner_km else [outer]
+        return {"type": "Polygon", "coordinates": [[*shell[:-1], shell[0]] for shell in shells]}
+    shell = outer + (inner if inner_km else [[longitude, latitude]])
+    return {"type": "Polygon", "coordinates": [[*shell, shell[0]]]}
