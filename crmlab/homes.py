@@ -125,23 +125,27 @@ def _rows(shop: Shop, day: dt.date, days: int) -> tuple[ir.Table, tuple[str, ...
         *(["joined_on"] if joined else []),
         bought=(rows.visits > 0).fill_null(False), spend=rows.spend.fill_null(0.0),
     )  # fmt: skip
-    has: list[str] = []
-    member, points = ibis.null("boolean"), ibis.null("float64")
+    # First seen soon after the log begins, a customer may be older than the log.
+    older = purchases.log_start(shop, summary, as_of=day).older.mutate(older=True)
+    rows = rows.left_join(older, "customer_id").drop("customer_id_right")
+    has: tuple[str, ...] = ()
     if shop.has("points"):
         posted = shop.table("points")
         posted = posted.filter(posted.posted_at.date() <= ibis.literal(day))
         balance = posted.group_by("customer_id").aggregate(
             balance=posted.points.sum().cast("float64")
         )
-        balance = shop.landed(balance, "balances")
-        rows = rows.left_join(balance, "customer_id").drop("customer_id_right")
-        member, points = rows.balance.notnull(), rows.balance.fill_null(0.0)
-        has = ["member", "points"]
-    elif joined:
-        member, has = (rows.joined_on <= ibis.literal(day)).fill_null(False), ["member"]
-    # First seen soon after the log begins, a customer may be older than the log.
-    older = purchases.log_start(shop, summary, as_of=day).older.mutate(older=True)
-    rows = rows.left_join(older, "customer_id").drop("customer_id_right")
+        rows = rows.left_join(shop.landed(balance, "balances"), "customer_id")
+        rows = rows.drop("customer_id_right")
+        member, points, has = (
+            rows.balance.notnull(),
+            rows.balance.fill_null(0),
+            ("member", "points"),
+        )
+    else:
+        member, points = ibis.null("boolean"), ibis.null("float64")
+        if joined:
+            member, has = (rows.joined_on <= ibis.literal(day)).fill_null(False), ("member",)
     new = (rows.first_purchase > since) & rows.older.isnull()
     rows = rows.mutate(new=new, member=member, points=points)
     rows = places.on_sphere(
@@ -149,7 +153,7 @@ def _rows(shop: Shop, day: dt.date, days: int) -> tuple[ir.Table, tuple[str, ...
             "customer_id", "latitude", "longitude", "bought", "spend", "new", "member", "points"
         )
     )
-    return shop.landed(rows, "catchment"), tuple(has)
+    return shop.landed(rows, "catchment"), has
 
 
 def _visits(shop: Shop, day: dt.date, days: int) -> ir.Table | None:

@@ -237,6 +237,62 @@ def merge_small_cells(
     return kept.drop(columns=list(largest.values())).reset_index(drop=True)
 
 
+def hidden_cells(
+    cells: pd.DataFrame,
+    *,
+    customers: str,
+    k: int,
+    largest: Mapping[str, str] | None = None,
+    parts: Sequence[str] = (),
+    last: str = "",
+) -> pd.Series[bool] | None:
+    """Tell which cells a picture must hide, so that none can be found again from the totals.
+
+    Hidden are cells of 1 to `k` - 1 customers, or with a part that small, or with a sum of which
+    one customer brings half or more. As empty cells are shown as empty, whoever takes what is
+    shown from the totals knows of each hidden cell that it holds somebody: so many are hidden
+    together that each could still hold between 1 and more than `k` customers; the next smallest
+    join until that is so.
+
+    Parameters
+    ----------
+    cells, customers, k, parts, largest : as of `merge_small_cells`
+    last : a column that is true for cells that are hidden themselves or not at all
+
+    Returns
+    -------
+    Series of bool like `cells`; None where even all of them together are too few to tell
+    """
+    largest = largest or {}
+    small = ((cells[customers] > 0) & (cells[customers] < k)) | _any_few(cells, customers, k, parts)
+    for total, part in largest.items():
+        most = cells[part].abs()
+        small |= (most * 2 >= cells[total].abs()) & (most > 0)
+    hidden = small.copy()
+    others = cells[~small & (cells[customers] > 0)]
+    if last:
+        others = others[~others[last]]
+    joining = list(others.sort_values(customers, kind="stable").index)
+    while hidden.any() and _can_be_found(cells[hidden], customers, k, largest, parts):
+        if not joining:
+            return None
+        hidden[joining.pop(0)] = True
+    return hidden
+
+
+def _can_be_found(
+    hidden: pd.DataFrame, customers: str, k: int, largest: Mapping[str, str], parts: Sequence[str]
+) -> bool:
+    """Tell whether the total of the hidden cells says too much of one of them."""
+    count = hidden[customers].sum()
+    dominated = any(
+        most > 0 and most * 2 >= abs(hidden[total].sum())
+        for total, most in ((total, hidden[part].abs().max()) for total, part in largest.items())
+    )
+    rest = [n for part in parts for n in (hidden[part].sum(), count - hidden[part].sum())]
+    return count - len(hidden) < k or dominated or any(few(n, k) for n in rest)
+
+
 def few(count: float, k: int) -> bool:
     """Whether so many customers are somebody, but too few to be told of."""
     return 0 < count < k

@@ -1,0 +1,202 @@
+"""Where to advertise: in which direction from a store people are, and customers are missing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from crmlab import places, results, tables
+from crmlab.catchment import Cells
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+DRAWS = 2_000
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """The sectors around a store, ranked where it is known how many people live in them.
+
+    `rows`: sector, the wind; customers; spend; new, first seen in the last `days`; distance_km and
+    bearing, in degrees from north, of the middle of the customers by spend; state, "value",
+    "hidden" or "zero". With the people in each sector: population; reachable, those of them who are
+    no customers; penetration; value, the customers missing against the average share of customers
+    in the same rings, low and high, its 95 % interval. The first row is that with the largest
+    value; without people the sectors stand in the order of the compass.
+    `ranked` tells which; `winner` is the sector that lacks more customers than any other, or "".
+    """
+
+    store: str
+    rows: pd.DataFrame
+    numbers: results.Numbers
+    k: int
+    ranked: bool
+    winner: str
+    verdict: str
+    what: str
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per sector."""
+        return self.rows.copy()
+
+    def _repr_html_(self) -> str:
+        n, rows = self.numbers, self.rows.drop(columns=["state"])
+        formats: dict[str, Any] = {
+            name: n.number for name in rows.select_dtypes("number").columns if name != "spend"
+        }
+        formats |= {"spend": lambda x: n.money(x, 0), "distance_km": lambda x: n.number(x, 1)}
+        formats |= {"penetration": n.percent} if "penetration" in rows else {}
+        headings = {
+            "distance_km": "middle, km away", "bearing": "middle, degrees from north",
+            "value": "customers missing", "reachable": "people who are no customers",
+            "new": "new customers",
+        }  # fmt: skip
+        table = results.html_table(
+            rows, title=f"Directions from {self.store}", formats=formats, headings=headings
+        )
+        return f"<p>{escape(self.verdict)}</p>{table}"
+
+
+def directions(area: Cells, store_id: str, *, seed: int = 1) -> Directions:
+    """Compare the directions around a store as places to advertise.
+
+    A sector lacks customers where fewer of its people buy than around the store on average, ring
+    by ring, so that a far sector is not blamed for it. The interval is the bootstrap's:
+    customers drawn again from the cells, 2,000 times. Cells that `Cells` hides are not in it,
+    neither their people nor their customers, so that no sum gives one away; nor are competitors: a
+    sector may lack customers because another shop has them.
+
+    Raises
+    ------
+    DataError where fewer than `privacy_k` customers live within the rings
+    """
+    one = area.of(store_id)
+    k, n, name = area.k, area.numbers, one.totals["store"].iloc[0]
+    told, reach = _by_cell(one, store_id), n.number(area.rings_km[-1])
+    if not told["customers"].sum() > 0:
+        raise tables.DataError(
+            f"Too few customers live within {reach} km of {name} to compare directions."
+        )
+    rows = _by_sector(told, one)
+    people = "population" in told and told["population"].sum() >= 1
+    if not people:
+        verdict = (
+            f"Which direction from {name} to advertise in cannot be said: without the people of "
+            "each district (table districts with population and geometry) nobody knows how many "
+            f"within {reach} km are no customers yet. The counts are shown in compass order."
+        )
+        return Directions(name, rows, n, k, False, "", verdict, "customers")
+    rows = rows.assign(**_missing(told, area, seed))
+    rows.loc[rows["state"] == "hidden", ["reachable", "penetration", "value", "low", "high"]] = (
+        math.nan
+    )
+    rows = rows.sort_values("value", ascending=False, kind="stable", ignore_index=True)
+    verdict, winner = _best(rows[rows["value"].notna()], name, n)
+    what = "customers missing against the average of the same rings"
+    return Directions(name, rows, n, k, True, winner, verdict, what)
+
+
+def _best(known: pd.DataFrame, name: str, n: results.Numbers) -> tuple[str, str]:
+    """Say which direction lacks most customers, and whether it is clearly ahead."""
+    if known.empty:
+        return f"No clear winner around {name}: no direction can be compared with others.", ""
+    best = known.iloc[0]
+    lacks, low, high = (n.number(best[column]) for column in ("value", "low", "high"))
+    if best["low"] > 0 and (known["high"].iloc[1:] < best["low"]).all():
+        return (
+            f"Advertise in the {best['sector']} of {name}: {n.number(best['reachable'])} people "
+            f"there are no customers, and {lacks} customers are missing against the average of "
+            f"the same distance ({low} to {high}), more than in any other direction. Another shop "
+            "may have them."
+        ), str(best["sector"])
+    return (
+        f"No clear winner around {name}: the intervals of the best directions overlap, or none "
+        f"lacks customers. The {best['sector']} lacks most, {lacks} ({low} to {high})."
+    ), ""
+
+
+def _by_cell(one: Cells, store_id: str) -> pd.DataFrame:
+    """Return the cells that may be told, with their new customers and their middle by spend."""
+    import ibis
+
+    base = one.homes
+    stores = base.own[base.own["store_id"] == store_id][["store_id", "latitude", "longitude"]]
+    p = base.rows.filter(base.rows.x.notnull())
+    p = p.cross_join(places.compass(ibis.memtable(stores), "store_id"))
+    ring, sector = places.ring_and_sector(p, rings_km=one.rings_km, sectors=one.sectors)
+    weight = p.spend.clip(lower=0.0)
+    inside = p.select(
+        "new", ring=ring, sector=sector, weight=weight,
+        east=weight * (p.x * p.east_x + p.y * p.east_y),
+        north=weight * (p.x * p.north_x + p.y * p.north_y + p.z * p.north_z),
+    )  # fmt: skip
+    found = inside.group_by("ring", "sector").aggregate(
+        new=inside.count(where=inside.new),
+        **{name: inside[name].sum() for name in ("weight", "east", "north")},
+    )
+    shown = one.rows[(one.rows["sector"] >= 0) & one.rows["state"].isin(["value", "zero"])]
+    more = found.to_pandas().astype({"ring": "int64", "sector": "int64"})
+    return shown.merge(more, how="left", on=["ring", "sector"]).fillna({"new": 0, "weight": 0})
+
+
+def _by_sector(told: pd.DataFrame, one: Cells) -> pd.DataFrame:
+    """Sum the cells of each sector, and find the middle of its customers."""
+    sums = ["customers", "new", "spend", "weight", "east", "north"]
+    found = told.groupby("sector")[sums].sum().reindex(range(one.sectors)).fillna(0.0)
+    # Near a place the sine of the angle is the distance in radii; at 100 km 4 m are lost.
+    east, north = (
+        found[name] / found["weight"].where(found["weight"] > 0) for name in ("east", "north")
+    )
+    found["distance_km"] = places.EARTH_KM * (east**2 + north**2) ** 0.5
+    # To five degrees: enough for a poster, too little for a house.
+    turn = [math.degrees(math.atan2(e, n)) for e, n in zip(east, north, strict=True)]
+    found["bearing"] = [5 * round(t / 5) % 360 if t == t else math.nan for t in turn]
+    few = [
+        results.few(new, one.k) or results.few(all_ - new, one.k)
+        for new, all_ in zip(found["new"], found["customers"], strict=True)
+    ]
+    found["new"] = found["new"].mask(few)
+    cells = one.rows[one.rows["sector"] >= 0]
+    some_hidden = cells.groupby("sector")["state"].agg(lambda states: (states == "hidden").any())
+    found["state"] = [
+        "value" if count > 0 else "hidden" if hidden else "zero"
+        for count, hidden in zip(found["customers"], some_hidden, strict=True)
+    ]
+    found["distance_km"] = found["distance_km"].round(1)
+    found.loc[found["state"] == "hidden", ["customers", "new", "spend"]] = math.nan
+    found.insert(0, "sector_name", places.sector_names(one.sectors))
+    columns = ["sector_name", "customers", "new", "spend", "distance_km", "bearing", "state"]
+    return found[columns].rename(columns={"sector_name": "sector"}).reset_index(drop=True)
+
+
+def _missing(told: pd.DataFrame, one: Cells, seed: int) -> dict[str, Array]:
+    """Return what each sector's people would give at the average of their ring, less what is."""
+    import numpy as np
+
+    people, count = np.zeros((2, len(one.rings_km), one.sectors))
+    at = (told["ring"].to_numpy(), told["sector"].to_numpy())
+    people[at], count[at] = told["population"].fillna(0), told["customers"]
+    count[people < 1], people[people < 1] = 0, 0  # beyond the districts nothing is compared
+    total = int(count.sum())
+    drawn = np.random.default_rng(seed).multinomial(total, (count / total).ravel(), DRAWS)
+
+    def missing(counts: Array) -> Array:
+        rings = counts.sum(axis=-1, keepdims=True) / people.sum(axis=1, keepdims=True).clip(1)
+        gap: Array = (people * rings - counts).sum(axis=-2)
+        return gap
+
+    low, high = np.quantile(missing(drawn.reshape(DRAWS, *count.shape)), (0.025, 0.975), axis=0)
+    there = people.sum(axis=0)
+    some = there >= 1
+    share = np.divide(count.sum(axis=0), there, out=np.full(one.sectors, np.nan), where=some)
+    return {
+        "population": there, "reachable": np.maximum(there - count.sum(axis=0), 0),
+        "penetration": share, "value": np.where(some, missing(count), np.nan),
+        "low": np.where(some, low, np.nan), "high": np.where(some, high, np.nan),
+    }  # fmt: skip

@@ -1,0 +1,373 @@
+"""Where customers come from, ring by ring and direction by direction."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from crmlab import districts, homes, places, results, tables
+from crmlab.homes import Homes
+
+if TYPE_CHECKING:
+    import ibis.expr.types as ir
+    import pandas as pd
+
+    from crmlab.sources import Shop
+
+RINGS_KM = (5.0, 10.0, 20.0)
+OUTSIDE, NOWHERE = "outside", "without coordinates"
+# Columns that add up over cells, and those of one customer's largest part.
+SUMS = ("customers", "members", "spend", "points")
+LARGEST = {"spend": "largest_spend", "points": "largest_points"}
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """The customers around each own store by ring and sector, as far as a page may tell them.
+
+    `rows`: store_id, store; ring, from 0, and sector, from 0 clockwise from north; from_km, to_km,
+    direction; state, "value", "hidden", "zero" or "no data"; customers; members of the programme;
+    spend, net in the last `days` in shop currency; points, the balance; population,
+    purchasing_power in shop currency a year, and penetration, customers per person, as far as
+    districts reach. Where a cell is hidden its figures are missing. Below the cells of a store
+    stand what lies outside the rings and the customers without coordinates, with ring and sector
+    -1. `totals`: per store its customers, and how many of them in how many cells are hidden.
+    `exact` is the same without hiding: for the private folder only.
+    """
+
+    homes: Homes
+    rings_km: tuple[float, ...]
+    sectors: int
+    exact: pd.DataFrame
+    rows: pd.DataFrame
+    totals: pd.DataFrame
+    note: str = ""
+
+    @property
+    def numbers(self) -> results.Numbers:
+        """How figures print."""
+        return self.homes.numbers
+
+    @property
+    def k(self) -> int:
+        """The fewest customers of whom may be told."""
+        return self.homes.k
+
+    @property
+    def store(self) -> str:
+        """The store's name, where it is one only."""
+        names = self.totals["store"].unique()
+        return str(names[0]) if len(names) == 1 else ""
+
+    def of(self, store_id: str) -> Cells:
+        """Return the cells of one store."""
+        found = self.totals["store_id"] == store_id
+        if not found.any():
+            raise tables.UsageError(
+                f"There is no own store '{store_id}' with coordinates. There are: "
+                f"{', '.join(self.totals['store_id'])}."
+            )
+        one = {
+            name: frame[frame["store_id"] == store_id].reset_index(drop=True)
+            for name, frame in (
+                ("exact", self.exact), ("rows", self.rows), ("totals", self.totals)
+            )
+        }  # fmt: skip
+        return replace(self, **one)
+
+    @property
+    def verdict(self) -> str:
+        """Say for each of up to three stores where most customers live, and what is hidden."""
+        n, told = self.numbers, []
+        for store in self.totals.head(3).itertuples():
+            rows = self.rows[(self.rows["store_id"] == store.store_id) & (self.rows["sector"] >= 0)]
+            by = rows.groupby("direction", sort=False)["customers"].sum()
+            inside = store.customers - store.outside - store.nowhere
+            least = "" if inside == inside else "at least "
+            inside = inside if inside == inside else by.sum()
+            if not by.max() > 0:
+                told.append(f"{store.store}: too few customers to tell where they live.")
+                continue
+            told.append(
+                f"{store.store}: {least}{n.number(inside)} customers live within "
+                f"{n.number(self.rings_km[-1])} km, most of them in the {by.idxmax()} "
+                f"({n.percent(by.max() / inside, 0)})."
+            )
+        rest = len(self.totals) - 3
+        more = f" {n.number(rest)} more stores are in the table." if rest > 0 else ""
+        return " ".join(told) + more
+
+    @property
+    def hidden(self) -> str:
+        """Say how many customers are hidden, in how many cells."""
+        n, cells = self.numbers, int(self.totals["hidden_cells"].sum())
+        if self.totals["hidden"].isna().any():
+            return f"Around some stores too few customers live to tell where (k = {self.k})."
+        if not cells:
+            return ""
+        one = len(self.totals) == 1
+        around = "" if one else f" around {n.number(len(self.totals))} stores"
+        return (
+            f"{n.number(cells)} cells{around} are hidden, as they or others would tell of fewer "
+            f"than {self.k} customers; they hold {n.number(self.totals['hidden'].sum())} customers."
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per store, ring and sector; figures of hidden cells are missing."""
+        return self.rows.copy()
+
+    def _repr_html_(self) -> str:
+        n, rows = self.numbers, self.rows
+        known = [name for name in MEASURES if name in rows and rows[name].notna().any()]
+        shown = rows[["store", "direction", "from_km", "to_km", *known]].copy()
+        shown["direction"] = rows["direction"].where(
+            rows["state"] != "hidden", rows["direction"] + " (hidden)"
+        )
+        formats: dict[str, Any] = {name: n.number for name in known}
+        formats |= {"from_km": lambda km: n.number(km, int(km % 1 > 0)) if km == km else "–"}
+        formats["to_km"] = formats["from_km"]
+        formats |= {name: lambda x: n.money(x, 0) for name in known if name in MONEY}
+        if "penetration" in known:
+            formats["penetration"] = n.percent
+        title = "Customers by ring and direction"
+        table = results.html_table(shown, title=title, formats=formats, headings=HEADINGS)
+        said = " ".join(filter(None, (self.hidden, self.note)))
+        return f"<p>{escape(self.verdict)}</p>{table}<p>{escape(said)}</p>"
+
+
+MEASURES = (
+    "customers",
+    "members",
+    "spend",
+    "points",
+    "population",
+    "purchasing_power",
+    "penetration",
+)
+MONEY = ("spend", "purchasing_power")
+HEADINGS = {"from_km": "from km", "to_km": "to km", "purchasing_power": "purchasing power a year"}
+
+
+def cells(
+    shop: Shop | Homes,
+    *,
+    as_of: str | dt.date = "",
+    rings_km: Sequence[float] | str = RINGS_KM,
+    sectors: int = 8,
+    method: str = "sphere",
+) -> Cells:
+    """Count the customers around each own store by ring and sector.
+
+    Every customer is counted once around every store: in a cell, outside the rings, or among those
+    without coordinates. A ring holds its outer radius. The population is that of the districts by
+    their share of a cell's area.
+
+    Parameters
+    ----------
+    shop : Shop, or its `homes.of_customers`, which knows its own `as_of`
+    rings_km : the outer radii of the rings, rising
+    sectors : 4, 8 or 16, the first of them around north
+    method : "sphere", or "geodesic" on the WGS84 ellipsoid, for audits; slower, and needs pyproj
+
+    Raises
+    ------
+    DataError as `homes.of_customers`; UsageError for radii, sectors or a method that cannot be
+    """
+    base = shop if isinstance(shop, Homes) else homes.of_customers(shop, as_of=as_of)
+    radii, names = places.rings(rings_km), places.sector_names(sectors)
+    if method not in ("sphere", "geodesic"):
+        raise tables.UsageError(f"method is {method!r}; it must be 'sphere' or 'geodesic'.")
+    how = _counted if method == "sphere" else _geodesic
+    counted = how(base, radii, sectors)
+    exact = _complete(base, counted, radii, names)
+    land = districts.of(base.shop) if base.shop.has("districts") else None
+    note = ""
+    if land is not None:
+        exact, note = _peopled(exact, base, land, radii, sectors), land.note
+    hidden = [_shown(part, base) for _, part in exact.groupby("store_id", sort=False)]
+    import pandas as pd
+
+    rows = pd.concat([part for part, _ in hidden], ignore_index=True)
+    totals = pd.DataFrame([total for _, total in hidden])
+    return Cells(base, radii, sectors, exact, rows, totals, note)
+
+
+def count_cells(
+    rows: ir.Table, stores: ir.Table, *, rings_km: Sequence[float], sectors: int
+) -> ir.Table:
+    """Count and sum customers by store, ring and sector, as one expression for any engine.
+
+    Parameters
+    ----------
+    rows : x, y, z as of `places.on_sphere`, member, spend, points; one row per customer
+    stores : store_id and the vectors of `places.compass`
+
+    Returns
+    -------
+    table: store_id, ring, sector, customers, members, spend, largest_spend, points, largest_points
+    """
+    pairs = rows.filter(rows.x.notnull()).cross_join(stores)
+    ring, sector = places.ring_and_sector(pairs, rings_km=rings_km, sectors=sectors)
+    pairs = pairs.select("store_id", "member", "spend", "points", ring=ring, sector=sector)
+    return pairs.group_by("store_id", "ring", "sector").aggregate(
+        customers=pairs.count(),
+        members=pairs.count(where=pairs.member),
+        spend=pairs.spend.sum(),
+        largest_spend=pairs.spend.abs().max(),
+        points=pairs.points.sum(),
+        largest_points=pairs.points.abs().max(),
+    )
+
+
+def _counted(base: Homes, radii: Sequence[float], sectors: int) -> pd.DataFrame:
+    """Count on the sphere, in the run's own DuckDB."""
+    import ibis
+
+    stores = ibis.memtable(base.own[["store_id", "latitude", "longitude"]])
+    stores = places.compass(stores, "store_id")
+    found: pd.DataFrame = count_cells(
+        base.rows, stores, rings_km=radii, sectors=sectors
+    ).to_pandas()
+    return found
+
+
+def _geodesic(base: Homes, radii: Sequence[float], sectors: int) -> pd.DataFrame:
+    """Count on the ellipsoid, store by store."""
+    import numpy as np
+    import pandas as pd
+
+    try:
+        from pyproj import Geod
+    except ImportError:
+        raise tables.UsageError(
+            "method='geodesic' needs the package pyproj: pip install pyproj. The method 'sphere' "
+            "needs nothing and is at most .22 % off within 20 km."
+        ) from None
+    rows = base.rows.filter(base.rows.x.notnull())
+    frame = rows.select("latitude", "longitude", "member", "spend", "points").to_pandas()
+    frame["member"] = frame["member"].astype("boolean").fillna(False).astype(bool)
+    frame["largest_spend"], frame["largest_points"] = frame["spend"].abs(), frame["points"].abs()
+    globe, parts = Geod(ellps="WGS84"), []
+    for store in base.own.itertuples():
+        at = (np.full(len(frame), store.longitude), np.full(len(frame), store.latitude))
+        bearing, _, metres = globe.inv(*at, frame["longitude"], frame["latitude"])
+        there = frame.assign(
+            store_id=store.store_id,
+            ring=np.searchsorted(radii, metres / 1000),
+            sector=np.floor((bearing % 360) * sectors / 360 + 0.5).astype(int) % sectors,
+        )
+        parts.append(there.groupby(["store_id", "ring", "sector"], as_index=False).agg(
+            customers=("spend", "size"), members=("member", "sum"), spend=("spend", "sum"),
+            largest_spend=("largest_spend", "max"), points=("points", "sum"),
+            largest_points=("largest_points", "max")))  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def _complete(
+    base: Homes, counted: pd.DataFrame, radii: Sequence[float], names: Sequence[str]
+) -> pd.DataFrame:
+    """Return every cell of every store, empty ones too, and below them who is in none."""
+    import pandas as pd
+
+    columns = ["customers", "members", "spend", "largest_spend", "points", "largest_points"]
+    rows = base.rows.filter(base.rows.x.isnull())
+    nowhere = rows.aggregate(
+        customers=rows.count(), members=rows.count(where=rows.member), spend=rows.spend.sum(),
+        largest_spend=rows.spend.abs().max(), points=rows.points.sum(),
+        largest_points=rows.points.abs().max(),
+    ).to_pandas().fillna(0).iloc[0]  # fmt: skip
+    parts = []
+    for store in base.own.itertuples():
+        mine = counted[counted["store_id"] == store.store_id]
+        inside = mine[mine["ring"] < len(radii)].set_index(["ring", "sector"])[columns]
+        every = pd.MultiIndex.from_product(
+            [range(len(radii)), range(len(names))], names=["ring", "sector"]
+        )
+        full = inside.reindex(every).reset_index()
+        full["from_km"] = [([0.0, *radii])[ring] for ring in full["ring"]]
+        full["to_km"] = [radii[ring] for ring in full["ring"]]
+        full["direction"] = [names[sector] for sector in full["sector"]]
+        beyond = mine[mine["ring"] >= len(radii)]
+        rest = pd.DataFrame([
+            {name: beyond[name].agg("max" if "largest" in name else "sum") for name in columns},
+            nowhere.to_dict()])  # fmt: skip
+        rest = rest.assign(ring=-1, sector=-1, direction=[OUTSIDE, NOWHERE])
+        rest["from_km"] = [radii[-1], math.nan]
+        full = pd.concat([full, rest], ignore_index=True)
+        full.insert(0, "store_id", store.store_id)
+        full.insert(1, "store", store.name)
+        parts.append(full)
+    found = pd.concat(parts, ignore_index=True)
+    found[columns] = found[columns].fillna(0).astype(float).round(2)
+    lacking = {"member": ["members"], "points": ["points", "largest_points"]}
+    gone = [name for what, names in lacking.items() if what not in base.has for name in names]
+    return found.drop(columns=gone)
+
+
+def _peopled(
+    exact: pd.DataFrame,
+    base: Homes,
+    land: districts.Districts,
+    radii: Sequence[float],
+    sectors: int,
+) -> pd.DataFrame:
+    """Add the people and their purchasing power in each cell, and the customers per person."""
+    at = base.own.set_index("store_id")
+    people, power = [], []
+    for row in exact.itertuples():
+        if row.sector < 0:
+            people.append(math.nan)
+            power.append(math.nan)
+            continue
+        store = at.loc[row.store_id]
+        shape = places.cell_shape(
+            store["latitude"], store["longitude"], inner_km=row.from_km, outer_km=row.to_km,
+            sector=row.sector, sectors=sectors,
+        )  # fmt: skip
+        there = districts.population_of(land, shape)
+        people.append(there[0])
+        power.append(there[1])
+    found = exact.assign(population=people, purchasing_power=power)
+    known = found["population"] >= 1
+    found["penetration"] = found["customers"].where(known) / found["population"].where(known)
+    return found
+
+
+def _shown(exact: pd.DataFrame, base: Homes) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Hide what would tell of too few, and count it."""
+    first = exact.iloc[0]
+    largest = {total: part for total, part in LARGEST.items() if part in exact}
+    parts = ["members"] if "members" in exact else []
+    marked = exact.assign(nowhere=exact["direction"] == NOWHERE)
+    hidden = results.hidden_cells(
+        marked, customers="customers", k=base.k, largest=largest, parts=parts, last="nowhere"
+    )
+    rows = exact.drop(columns=list(largest.values()))
+    figures = [
+        name for name in ("customers", "members", "spend", "points", "penetration") if name in rows
+    ]
+    everyone = exact["customers"].sum()
+    if hidden is None:
+        rows[figures], rows["state"] = math.nan, "hidden"
+        count, total = math.nan, everyone if everyone >= base.k else math.nan
+    else:
+        rows["state"] = "value"
+        # Nobody is anywhere while nobody's home is known.
+        unknown = (
+            exact["customers"].sum() == exact["customers"][exact["direction"] == NOWHERE].sum()
+        )
+        empty = "no data" if unknown else "zero"
+        rows.loc[exact["customers"] == 0, "state"] = empty
+        rows.loc[hidden, "state"] = "hidden"
+        rows.loc[hidden, figures] = math.nan
+        count, total = exact.loc[hidden, "customers"].sum(), everyone
+    by = rows.set_index("direction")["customers"]
+    return rows, {
+        "store_id": first["store_id"], "store": first["store"], "customers": total,
+        "outside": by[OUTSIDE], "nowhere": by[NOWHERE], "hidden": count,
+        "hidden_cells": int((rows["state"] == "hidden").sum()),
+    }  # fmt: skip
