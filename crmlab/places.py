@@ -75,23 +75,37 @@ def ring_and_sector(
     """Return in which ring, from 0, and sector, clockwise from north, one place lies of another.
 
     Additions, products and comparisons only: a ring ends where the cosine of the angle between
-    both falls below that of its radius, a sector where the direction passes a line through the
-    place. The direction is the initial bearing. `pairs` has the columns of `on_sphere` and of
-    `compass`. Outside all rings the ring is their number; at the place itself the sector is 0.
+    both falls below that of its radius; a sector where, within a quarter of the compass, the way
+    across over the way along passes a tangent. The direction is the initial bearing. `pairs` has
+    the columns of `on_sphere` and of `compass`. Outside all rings the ring is their number; at the
+    place itself the sector is 0.
     """
     import ibis
 
-    p, none = pairs, ibis.literal(0, "int8")
+    p = pairs
     height = p.x * p.up_x + p.y * p.up_y + p.z * p.up_z
     east = p.x * p.east_x + p.y * p.east_y
     north = p.x * p.north_x + p.y * p.north_y + p.z * p.north_z
-    ends = (math.cos(radius / EARTH_KM) for radius in rings_km)
-    ring: Any = sum(((height < end).ifelse(1, 0).cast("int8") for end in ends), start=none)
-    # Lines through the place, each the end of two sectors: how many lie behind, clockwise.
-    angles = ((line + 0.5) * 2 * math.pi / sectors for line in range(sectors // 2))
-    past = [east * math.cos(angle) - north * math.sin(angle) > 0 for angle in angles]
-    behind: Any = sum((one.ifelse(1, 0).cast("int8") for one in past), start=none)
-    return ring, (past[0] | (behind == 0)).ifelse(behind, sectors - behind)
+    ends = [math.cos(radius / EARTH_KM) for radius in rings_km]
+    ring = ibis.cases(
+        *((height >= end, number) for number, end in enumerate(ends)), else_=len(ends)
+    )
+    # How many ends of sectors lie between the direction and north or south, whichever is nearer
+    # by a quarter of the compass; measured the same way in all four.
+    tangents = [math.tan((end + 0.5) * 2 * math.pi / sectors) for end in range(sectors // 4)]
+    passed = ibis.cases(
+        *((east.abs() <= north.abs() * tan, number) for number, tan in enumerate(tangents)),
+        else_=len(tangents),
+    )
+    half = sectors // 2
+    sector = ibis.cases(
+        ((east >= 0) & (north >= 0), passed),
+        (east >= 0, half - passed),
+        (north < 0, half + passed),
+        (passed == 0, 0),
+        else_=sectors - passed,
+    )
+    return ring.cast("int8"), sector.cast("int8")
 
 
 def kilometres(pairs: ir.Table) -> ir.FloatingColumn:

@@ -139,6 +139,17 @@ def campaign_coverage(folder, worlds=2_000, step=100):
              target="93.3 to 96.6 %", good=0.933 <= share <= 0.966)  # fmt: skip
 
 
+def catchment(folder):
+    """Count 10 M customers around 5 stores by ring and sector."""
+    found = child("rings", customers=10_000_000, stores=5, rounds=ROUNDS)
+    ours = statistics.median(found["ours"])
+    for peer, least in (("numpy", 5), ("haversine", 20)):
+        what = "ring x sector, 10 M customers x 5 stores"
+        against(what, ours, statistics.median(found[peer]), peer, least=least)
+    within("  unit vectors, once before", found["prepare"], "s")
+    within("  customers in another cell than by haversine", found["moved"], "", 0, digits=0)
+
+
 def demo_shop(folder, customers):
     made = [child("simulate", folder=folder, customers=customers) for _ in range(ROUNDS)]
     seconds, size = median(made, "write"), f"demo shop of {customers:,} customers"
@@ -314,7 +325,7 @@ def main():
     pieces = [
         (customers_of, ()), (stages_of, ()), (risk, ()), (demo_shop, (200_000,)), (processes, ()),
         (runs, ()), (value, ()), (hits, ()), (coverage, ()), (campaigns, ()),
-        (campaign_coverage, ()),
+        (campaign_coverage, ()), (catchment, ()),
     ] if not options.large else [(large, ()), (demo_shop, (1_000_000,))]  # fmt: skip
     try:
         for piece, arguments in pieces:

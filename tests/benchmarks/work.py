@@ -550,6 +550,76 @@ def scored(folder, memory_limit=""):
     return found
 
 
+def rings(customers, stores, rounds):
+    """Count customers by ring and sector: ours, with numpy, and with haversine in SQL, in turn."""
+    import ibis
+    import numpy as np
+
+    from crmlab import catchment, places
+
+    radii, con = (5, 10, 20), ibis.duckdb.connect()
+    con.raw_sql("select setseed(0.5)")
+    con.raw_sql(f"""create table people as select 48.62 + (random() - .5) * .4 as latitude,
+        23.14 + (random() - .5) * .6 as longitude, random() < .6 as member, random() * 100 as spend,
+        floor(random() * 100) as points from range({customers})""")
+    con.raw_sql(f"""create table stores as select 'S' || i as store_id,
+        48.62 + (random() - .5) * .1 as latitude, 23.14 + (random() - .5) * .1 as longitude
+        from range({stores}) t(i)""")
+    began = time.perf_counter()
+    con.create_table("prepared", places.on_sphere(con.table("people")))
+    found = {"prepare": time.perf_counter() - began, "ours": [], "numpy": [], "haversine": []}
+    at = con.table("stores").to_pandas()
+    frame = con.table("people").to_pandas()
+    prepared = con.table("prepared")
+    compass = places.compass(con.table("stores"), "store_id")
+
+    def ours():
+        return catchment.count_cells(prepared, compass, rings_km=radii, sectors=8).to_pandas()
+
+    def with_numpy():
+        north, east = np.radians(frame["latitude"].to_numpy()), np.radians(frame["longitude"])
+        east, rows = east.to_numpy(), []
+        for store in at.itertuples():
+            up, along = np.radians(store.latitude), np.radians(store.longitude)
+            half = np.sin((north - up) / 2) ** 2
+            half += np.cos(north) * np.cos(up) * np.sin((east - along) / 2) ** 2
+            far = 2 * places.EARTH_KM * np.arcsin(np.sqrt(half))
+            turn = np.degrees(np.arctan2(
+                np.sin(east - along) * np.cos(north), np.cos(up) * np.sin(north)
+                - np.sin(up) * np.cos(north) * np.cos(east - along)))  # fmt: skip
+            sector = np.floor(turn % 360 / 45 + 0.5).astype(int) % 8
+            cell = np.searchsorted(radii, far) * 8 + sector
+            sums = [np.bincount(cell, minlength=32, weights=frame[name])
+                    for name in ("member", "spend", "points")]  # fmt: skip
+            rows.append([np.bincount(cell, minlength=32), *sums])
+        return rows
+
+    def haversine():
+        far = f"""2 * {places.EARTH_KM} * asin(sqrt(sin(radians(p.latitude - s.latitude) / 2) ** 2
+            + cos(radians(p.latitude)) * cos(radians(s.latitude))
+            * sin(radians(p.longitude - s.longitude) / 2) ** 2))"""
+        turn = """degrees(atan2(sin(radians(p.longitude - s.longitude)) * cos(radians(p.latitude)),
+            cos(radians(s.latitude)) * sin(radians(p.latitude)) - sin(radians(s.latitude))
+            * cos(radians(p.latitude)) * cos(radians(p.longitude - s.longitude))))"""
+        return con.con.execute(f"""with cells as (select store_id, member, spend, points,
+            {far} as km, {turn} as turn from people p cross join stores s)
+            select store_id, (km > 5)::int + (km > 10)::int + (km > 20)::int as ring,
+            floor((turn + 382.5) / 45)::int % 8 as sector, count(*) as customers,
+            sum(member::int), sum(spend), sum(points) from cells group by all""").df()
+
+    for _ in range(rounds):
+        for name, count in (("ours", ours), ("numpy", with_numpy), ("haversine", haversine)):
+            began = time.perf_counter()
+            rows = count()
+            found[name].append(time.perf_counter() - began)
+            if name == "ours":
+                mine = rows.set_index(["store_id", "ring", "sector"])["customers"].sort_index()
+            elif name == "haversine":
+                other = rows.set_index(["store_id", "ring", "sector"])["customers"].sort_index()
+    found["moved"] = float((mine - other.astype(int)).abs().sum())
+    return found
+
+
 def ledger(folder, rows, pages):
     """Fill a ledger with published runs of many pages, as a year of schedules leaves it."""
     import datetime as dt
