@@ -237,6 +237,51 @@ def merge_small_cells(
     return kept.drop(columns=list(largest.values())).reset_index(drop=True)
 
 
+def hidden(
+    cells: pd.DataFrame,
+    *,
+    counts: Sequence[str],
+    k: int,
+    largest: Mapping[str, str] | None = None,
+) -> pd.Series[bool]:
+    """Tell which cells may not be told, where each keeps its place instead of joining "other".
+
+    A cell with between 1 and `k` - 1 customers in one of the `counts` is hidden, and so is one of
+    which a single customer brings half or more. The next smallest are hidden with them until what
+    is hidden could be told as one cell, since a total tells it. Empty cells are never hidden. The
+    answer has the order of the rows.
+
+    Parameters
+    ----------
+    cells : DataFrame, one row per cell; together they are all customers
+    counts : columns that add up, the number of customers first; of a part, its rest belongs here
+    largest : sum column -> column with the largest customer's part of it
+    """
+    import pandas as pd
+
+    largest, cells = largest or {}, cells.reset_index(drop=True)
+
+    def small(totals: pd.DataFrame) -> pd.Series[bool]:
+        found = totals[counts[0]] < 0
+        for name in counts:
+            found |= (totals[name] > 0) & (totals[name] < k)
+        for total, part in largest.items():
+            found |= (totals[part] > 0) & (totals[part] * 2 >= totals[total].abs())
+        return found
+
+    alone = small(cells)
+    order = cells[cells[list(counts)].any(axis=1)].assign(large=~alone)
+    order = order.sort_values(["large", *counts], kind="stable")
+    together = order[[*counts, *largest]].cumsum()
+    for part in largest.values():
+        together[part] = order[part].cummax()
+    size = int(alone.sum())
+    still = small(together).to_numpy()
+    while 0 < size < len(order) and still[size - 1]:
+        size += 1
+    return pd.Series(cells.index.isin(order.index[:size]), index=cells.index)
+
+
 def few(count: float, k: int) -> bool:
     """Whether so many customers are somebody, but too few to be told of."""
     return 0 < count < k
