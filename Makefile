@@ -45,7 +45,7 @@ lab: .venv/installed
 # One lock for every Python that pyproject.toml allows.
 lock: .venv/installed-dev
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
-		--no-annotate --no-header --upgrade --extra demo --extra postgres --extra spark --extra notify --extra dev \
+		--no-annotate --no-header --upgrade --extra demo --extra postgres --extra spark --extra notify --extra geodesic --extra dev \
 		pyproject.toml -o requirements.lock
 
 clean:

@@ -187,7 +187,7 @@ def cells(
     land = districts.of(base.shop) if base.shop.has("districts") else None
     note = ""
     if land is not None:
-        exact, note = _peopled(exact, base, land, radii, sectors), land.note
+        exact, note = _peopled(exact, base, land, radii, sectors), " ".join(land.notes)
     hidden = [_shown(part, base) for _, part in exact.groupby("store_id", sort=False)]
     import pandas as pd
 
@@ -329,8 +329,8 @@ def _peopled(
             sector=row.sector, sectors=sectors,
         )  # fmt: skip
         there = districts.population_of(land, shape)
-        people.append(there[0])
-        power.append(there[1])
+        people.append(round(there.population, 1))
+        power.append(there.population * there.purchasing_power)
     found = exact.assign(population=people, purchasing_power=power)
     known = found["population"] >= 1
     found["penetration"] = found["customers"].where(known) / found["population"].where(known)
@@ -341,30 +341,23 @@ def _shown(exact: pd.DataFrame, base: Homes) -> tuple[pd.DataFrame, dict[str, An
     """Hide what would tell of too few, and count it."""
     first = exact.iloc[0]
     largest = {total: part for total, part in LARGEST.items() if part in exact}
-    parts = ["members"] if "members" in exact else []
     marked = exact.assign(nowhere=exact["direction"] == NOWHERE)
-    hidden = results.hidden_cells(
-        marked, customers="customers", k=base.k, largest=largest, parts=parts, last="nowhere"
-    )
+    counts = ["customers"]
+    if "members" in exact:
+        marked["others"] = exact["customers"] - exact["members"]
+        counts += ["members", "others"]
+    hidden = results.hidden(marked, counts=counts, k=base.k, largest=largest, last="nowhere")
     rows = exact.drop(columns=list(largest.values()))
-    figures = [
-        name for name in ("customers", "members", "spend", "points", "penetration") if name in rows
-    ]
-    everyone = exact["customers"].sum()
-    if hidden is None:
-        rows[figures], rows["state"] = math.nan, "hidden"
-        count, total = math.nan, everyone if everyone >= base.k else math.nan
-    else:
-        rows["state"] = "value"
-        # Nobody is anywhere while nobody's home is known.
-        unknown = (
-            exact["customers"].sum() == exact["customers"][exact["direction"] == NOWHERE].sum()
-        )
-        empty = "no data" if unknown else "zero"
-        rows.loc[exact["customers"] == 0, "state"] = empty
-        rows.loc[hidden, "state"] = "hidden"
-        rows.loc[hidden, figures] = math.nan
-        count, total = exact.loc[hidden, "customers"].sum(), everyone
+    told = ("customers", "members", "spend", "points", "penetration")
+    rows.loc[hidden, [name for name in told if name in rows]] = math.nan
+    # Nobody is anywhere while nobody's home is known.
+    known = exact.loc[~marked["nowhere"], "customers"].sum() > 0
+    rows["state"] = "zero" if known else "no data"
+    rows.loc[exact["customers"] > 0, "state"] = "value"
+    rows.loc[hidden, "state"] = "hidden"
+    total, count = exact["customers"].sum(), exact.loc[hidden, "customers"].sum()
+    if hidden.any() and (hidden | (exact["customers"] == 0)).all():
+        total, count = total if total >= base.k else math.nan, math.nan
     by = rows.set_index("direction")["customers"]
     return rows, {
         "store_id": first["store_id"], "store": first["store"], "customers": total,

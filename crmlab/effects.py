@@ -67,6 +67,17 @@ def welch(one: Moments, other: Moments, *, alpha: float = ALPHA) -> Effect:
     return Effect(difference, difference - reach, difference + reach, p_value)
 
 
+def wilson(x: int, n: int, *, alpha: float = ALPHA) -> tuple[float, float]:
+    """Return the interval of the share x / n; n is above zero.
+
+    Wilson (1927), Journal of the American Statistical Association 22, 209-212.
+    """
+    z = NormalDist().inv_cdf(1 - alpha / 2)
+    half = z * math.sqrt(z * z + 4 * x * (n - x) / n)
+    low, high = ((2 * x + z * z + side * half) / (2 * (n + z * z)) for side in (-1, 1))
+    return low, high
+
+
 def newcombe(
     x1: int, n1: int, x0: int, n0: int, *, alpha: float = ALPHA
 ) -> tuple[float, float, float]:
@@ -77,12 +88,8 @@ def newcombe(
     >>> [round(one, 4) for one in newcombe(56, 70, 48, 80)]
     [0.2, 0.0524, 0.3339]
     """
-    z = NormalDist().inv_cdf(1 - alpha / 2)
-    ends = []
-    for x, n in ((x1, n1), (x0, n0)):
-        half = z * math.sqrt(z * z + 4 * x * (n - x) / n)
-        ends.append((x / n, *((2 * x + z * z + s * half) / (2 * (n + z * z)) for s in (-1, 1))))
-    (p1, low1, high1), (p0, low0, high0) = ends
+    p1, p0 = x1 / n1, x0 / n0
+    (low1, high1), (low0, high0) = wilson(x1, n1, alpha=alpha), wilson(x0, n0, alpha=alpha)
     low = p1 - p0 - math.hypot(p1 - low1, high0 - p0)
     return p1 - p0, low, p1 - p0 + math.hypot(high1 - p1, p0 - low0)
 

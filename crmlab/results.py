@@ -237,60 +237,54 @@ def merge_small_cells(
     return kept.drop(columns=list(largest.values())).reset_index(drop=True)
 
 
-def hidden_cells(
+def hidden(
     cells: pd.DataFrame,
     *,
-    customers: str,
+    counts: Sequence[str],
     k: int,
     largest: Mapping[str, str] | None = None,
-    parts: Sequence[str] = (),
     last: str = "",
-) -> pd.Series[bool] | None:
-    """Tell which cells a picture must hide, so that none can be found again from the totals.
+) -> pd.Series[bool]:
+    """Tell which cells may not be told, where each keeps its place instead of joining "other".
 
-    Hidden are cells of 1 to `k` - 1 customers, or with a part that small, or with a sum of which
-    one customer brings half or more. As empty cells are shown as empty, whoever takes what is
-    shown from the totals knows of each hidden cell that it holds somebody: so many are hidden
-    together that each could still hold between 1 and more than `k` customers; the next smallest
-    join until that is so.
+    A cell with between 1 and `k` - 1 customers in one of the `counts` is hidden, and so is one of
+    which a single customer brings half or more. Empty cells are shown as empty, so that whoever
+    takes what is shown from the total knows that each hidden cell holds somebody: the next smallest
+    are hidden too until one could hold anything from 1 to more than `k` customers. Where even all
+    cells are too few, all that are not empty are hidden, and their total must not be told either.
 
     Parameters
     ----------
-    cells, customers, k, parts, largest : as of `merge_small_cells`
-    last : a column that is true for cells that are hidden themselves or not at all
-
-    Returns
-    -------
-    Series of bool like `cells`; None where even all of them together are too few to tell
+    cells : DataFrame, one row per cell; together they are all customers
+    counts : columns that add up, the number of customers first; of a part, its rest belongs here
+    largest : sum column -> column with the largest customer's part of it
+    last : a column that is true for cells that are hidden for their own sake only
     """
     largest = largest or {}
-    small = ((cells[customers] > 0) & (cells[customers] < k)) | _any_few(cells, customers, k, parts)
-    for total, part in largest.items():
-        most = cells[part].abs()
-        small |= (most * 2 >= cells[total].abs()) & (most > 0)
-    hidden = small.copy()
-    others = cells[~small & (cells[customers] > 0)]
-    if last:
-        others = others[~others[last]]
-    joining = list(others.sort_values(customers, kind="stable").index)
-    while hidden.any() and _can_be_found(cells[hidden], customers, k, largest, parts):
+    few_ones = [(cells[name] > 0) & (cells[name] < k) for name in counts]
+    ruled = [
+        (cells[of] > 0) & (cells[of] * 2 >= cells[total].abs()) for total, of in largest.items()
+    ]
+    found: pd.Series[bool] = sum([*few_ones, *ruled], start=cells[counts[0]] < 0) > 0
+    others = cells[~found & (cells[counts[0]] > 0)]
+    others = others[~others[last].astype(bool)] if last else others
+    joining = list(others.sort_values(list(counts), kind="stable").index)
+    while found.any() and _can_be_found(cells[found], counts, k, largest):
         if not joining:
-            return None
-        hidden[joining.pop(0)] = True
-    return hidden
+            return cells[counts[0]] > 0
+        found[joining.pop(0)] = True
+    return found
 
 
 def _can_be_found(
-    hidden: pd.DataFrame, customers: str, k: int, largest: Mapping[str, str], parts: Sequence[str]
+    cells: pd.DataFrame, counts: Sequence[str], k: int, largest: Mapping[str, str]
 ) -> bool:
-    """Tell whether the total of the hidden cells says too much of one of them."""
-    count = hidden[customers].sum()
-    dominated = any(
-        most > 0 and most * 2 >= abs(hidden[total].sum())
-        for total, most in ((total, hidden[part].abs().max()) for total, part in largest.items())
+    """Tell whether the total of hidden cells says too much of one of them."""
+    return (
+        cells[counts[0]].sum() - len(cells) < k
+        or any(few(cells[name].sum(), k) for name in counts)
+        or any(cells[of].max() * 2 >= abs(cells[total].sum()) > 0 for total, of in largest.items())
     )
-    rest = [n for part in parts for n in (hidden[part].sum(), count - hidden[part].sum())]
-    return count - len(hidden) < k or dominated or any(few(n, k) for n in rest)
 
 
 def few(count: float, k: int) -> bool:

@@ -216,13 +216,13 @@ def test_no_hidden_count_can_be_found_from_what_is_told(make_shop, tmp_path, see
 def test_a_cell_of_one_great_spender_is_hidden_with_others():
     cells = pd.DataFrame({"customers": [50, 20, 40, 0], "spend": [900.0, 500.0, 800.0, 0.0],
                           "largest": [50.0, 400.0, 60.0, 0.0]})  # fmt: skip
-    hidden = results.hidden_cells(cells, customers="customers", k=10, largest={"spend": "largest"})
+    spend = {"spend": "largest"}
+    hidden = results.hidden(cells, counts=["customers"], k=10, largest=spend)
     assert hidden.tolist() == [False, True, True, False]
-    assert results.hidden_cells(cells[1:2], customers="customers", k=10,
-                                largest={"spend": "largest"}) is None  # fmt: skip
+    alone = results.hidden(cells[1:2], counts=["customers"], k=10, largest=spend)
+    assert alone.tolist() == [True]
     cells["customers"] = [50, 9, 40, 0]
-    assert results.hidden_cells(cells, customers="customers", k=10).tolist() == [
-        False, True, True, False]  # fmt: skip
+    assert results.hidden(cells, counts=["customers"], k=10).tolist() == [False, True, True, False]
 
 
 def test_squares_hold_at_least_k_and_everybody(base):
@@ -318,7 +318,8 @@ def test_odd_customers_give_hidden_cells_and_sentences(make_shop, tmp_path, what
     rows, told = area.rows.set_index("direction"), area._repr_html_()
     assert "A: " in area.verdict
     if what == "one customer":
-        assert rows["customers"].isna().all()
+        assert rows.loc["N", "customers"].isna().tolist() == [True, False, False]
+        assert area.totals[["customers", "hidden"]].isna().all(axis=None)
         assert "Too few" in told or "too few" in told
     elif what == "all on one point":
         assert rows.loc["N", "customers"].tolist() == [50, 0, 0]
