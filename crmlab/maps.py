@@ -42,7 +42,8 @@ STATES = {
 }
 
 State = Literal["value", "hidden", "zero", "no data"]
-Colour = Literal["ink", "blue", "orange", "green", "red"]
+# Those that can be seen on all shades.
+Colour = Literal["ink", "red", "orange", "violet"]
 
 
 @dataclass(frozen=True)

@@ -352,6 +352,22 @@ def test_of_several_shadings_one_is_seen_with_its_legend(open_tab, made):
     )
 
 
+def test_the_degrees_are_those_of_the_place_on_both_sides_of_the_date_line(open_tab, tmp_path):
+    path = tmp_path / "map.html"
+    places = [maps.Place("a", -16.9, 179.5), maps.Place("b", -16.4, -179.5)]
+    german = results.Numbers("de_DE", "EUR")
+    path.write_text(maps.draw("a", "b", places=places, numbers=german).standalone())
+    tab, _ = open_tab(path)
+    degrees = tab.locator(".longitude").all_text_contents()
+    assert {"179,8° E", "180°", "179,8° W"} <= {text.replace("180° W", "180°") for text in degrees}
+    assert set(tab.locator(".latitude").all_text_contents()) <= {"16,8° S", "16,6° S", "16,4° S"}
+    # A line stands where a shop of those degrees would: between the two shops, in the middle.
+    [own, other] = [dot.bounding_box()["x"] + 7 for dot in tab.locator(".place .dot").all()]
+    words = tab.locator(".longitude span", has_text="180°").bounding_box()
+    assert words["x"] - 3.2 == pytest.approx((own + other) / 2, abs=2)
+    assert 4 <= len(degrees) <= tab.locator("path.grid").count() <= 20
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1200])
 def test_axe_finds_nothing_wrong(open_tab, made, width, scheme):

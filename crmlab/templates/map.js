@@ -1,4 +1,3 @@
-"use strict";
 // What every map does. Words from data only ever become text nodes: nothing in them can run.
 const crmlab = {
   said(text, name) {
@@ -43,15 +42,16 @@ const crmlab = {
     const draw = () => {
       group.clearLayers();
       const seen = map.getBounds(), wide = seen.pad(0.5);
-      const span = Math.max(seen.getEast() - seen.getWest(), seen.getNorth() - seen.getSouth());
-      const power = 10 ** Math.floor(Math.log10(span / 10)), step = [1, 2, 5, 10].find((n) => n * power >= span / 10) * power;
+      const across = map.getSize().x, wideness = seen.getEast() - seen.getWest();
+      // So far apart that each has room for its words.
+      const least = wideness * Math.max(1 / 10, 75 / across);
+      const power = 10 ** Math.floor(Math.log10(least)), step = [1, 2, 5, 10].find((n) => n * power >= least) * power;
       const print = new Intl.NumberFormat(locale, {maximumFractionDigits: Math.max(0, Math.ceil(-Math.log10(step)))});
       const line = (ends, at, kind, text) => {
         L.polyline(ends, {className: "grid", pane: "grid", interactive: false}).addTo(group);
-        // Not where its words lie on those before or on the scale, or end outside.
-        const {x} = map.latLngToContainerPoint(at), across = map.getSize().x;
-        const apart = Math.ceil((70 * (seen.getEast() - seen.getWest())) / (step * across));
-        if (kind === "longitude" && (x < 100 || x > across - 60 || Math.round(at[1] / step) % apart)) return;
+        const {x, y} = map.latLngToContainerPoint(at);
+        // There are the scale, the end and the compass.
+        if (kind === "longitude" ? x < 110 || x > across - 60 : y < 60) return;
         const icon = L.divIcon({className: `degrees ${kind}`, html: crmlab.said(text, ""), iconSize: [0, 0]});
         L.marker(at, {icon, pane: "degrees", keyboard: false, interactive: false}).addTo(group);
       };
@@ -75,6 +75,7 @@ const crmlab = {
     const box = map.getContainer(), figure = box.closest("figure");
     box.querySelector(".instead").remove();
     crmlab.hatch();
+    map.setMinZoom(1).setMaxZoom(18);
     if (plain) crmlab.grid(map, locale);
     L.control.scale({imperial: false}).addTo(map);
     const control = box.querySelector(".leaflet-control-layers");
@@ -95,7 +96,7 @@ const crmlab = {
     if (matchMedia("(pointer: coarse)").matches) map.dragging.disable();
     const measure = () => map.invalidateSize({pan: false});
     new ResizeObserver(measure).observe(box);
-    addEventListener("beforeprint", () => { box.style.width = "16.5cm"; measure(); });
+    addEventListener("beforeprint", () => { box.style.width = "16cm"; measure(); });
     addEventListener("afterprint", () => { box.style.width = ""; measure(); });
   },
 };
