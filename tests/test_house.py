@@ -24,7 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 HOMES = {
     "lifetimes": {"fitting"},
     "sklearn": {"windows", "candidates", "learners", "weighing"},
-    "folium": set(),
+    "folium": {"maps"},
     "papermill": {"reports"},
     "nbconvert": {"reports"},
     "ipywidgets": set(),

@@ -82,11 +82,11 @@ def _make(folder: Path, order: Mapping[str, Any]) -> dict[str, Any]:
     _step(folder, "notebook")
     executed = _execute(folder, report, notebook, values, order["progress"], kernel)
     _step(folder, "page")
-    title, _, published = page.sections(executed)
+    title, parts, published = page.sections(executed)
     before = index.previous(home, manifest["key"], values["as_of"])
     manifest |= {"title": title, **{name: published[name] for name in _PUBLISHED}}
     html = page.export(executed, _context(shop, manifest, before))
-    page.check(html)
+    page.check(html, scripts=page.scripts(parts))
     if named := _customers_named(shop, html):
         raise page.PageError(f"The page was not published: it names {named} customers by their id.")
     if page.without_secrets(html) != html:

@@ -7,25 +7,32 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
-from crmlab import results
+from crmlab import maps, results
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
-# The one script that a page may hold, named by its hash: a browser runs no other.
 SCRIPT = (TEMPLATES / "house.js").read_text(encoding="utf-8")
-POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
-    "form-action 'none'; script-src 'sha256-"
-    f"{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}'"
-)
 LARGEST_PAGE = 5_000_000
+# A text in a script, as JSON writes it.
+STRING = r'"(?:[^"\\\n]|\\.)*"'
 # A variable of the environment so named holds what nobody should read.
 SECRET = r"PASS|SECRET|TOKEN|CREDENTIAL|NOTIFY|(^|_|API)KEY($|_)"
+
+
+def policy(scripts: Sequence[str] = ()) -> str:
+    """Return what the page tells the browser: to run these scripts and the house's, no other."""
+    digests = (hashlib.sha256(script.encode()).digest() for script in (SCRIPT, *scripts))
+    hashes = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    return (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+        f"form-action 'none'; script-src {hashes}"
+    )
 
 
 class PageError(Exception):
@@ -50,7 +57,7 @@ def sections(notebook: Any) -> tuple[str, list[Section], dict[str, Any]]:
     """
     from papermill.execute import ERROR_MARKER_TAG
 
-    title, parts, published = "", [Section("", "top")], {}
+    title, parts, published, number = "", [Section("", "top")], {}, 0
     for cell in notebook.cells:
         if ERROR_MARKER_TAG in cell.metadata.get("tags", []):
             continue
@@ -71,7 +78,8 @@ def sections(notebook: Any) -> tuple[str, list[Section], dict[str, Any]]:
                 if output.get("data", {}).get(results.MIME_TYPE):
                     published = output["data"][results.MIME_TYPE]
                 elif block:
-                    parts[-1].blocks.append(block)
+                    number += block["kind"] == maps.MIME_TYPE
+                    parts[-1].blocks.append(_numbered(block, number))
             if any(output.get("ename") == results.PageEnds.__name__ for output in cell.outputs):
                 break
     if not title:
@@ -84,11 +92,27 @@ def sections(notebook: Any) -> tuple[str, list[Section], dict[str, Any]]:
 def _block(output: Any) -> dict[str, str] | None:
     """Return the richest form of an output that works without a network."""
     data, notes = output.get("data", {}), output.get("metadata", {})
+    if drawn := data.get(maps.MIME_TYPE):
+        names = {"text": drawn["html"], "script": drawn["script"], "key": drawn["key"]}
+        return {"kind": maps.MIME_TYPE, **names}
     for kind in ("image/svg+xml", "text/html", "image/png", "text/plain"):
         if kind in data:
             text = "".join(data[kind])
             return {"kind": kind, "text": text, "alt": notes.get(kind, {}).get("alt", "")}
     return None
+
+
+def _numbered(block: dict[str, str], number: int) -> dict[str, str]:
+    """Give a map a name of its own, for the same one may stand on a page twice."""
+    if key := block.get("key"):
+        return {name: text.replace(key, f"{key}_{number}") for name, text in block.items()}
+    return block
+
+
+def scripts(parts: Sequence[Section]) -> list[str]:
+    """Return the scripts that a page of these sections needs for its maps, if it has any."""
+    drawn = [block["script"] for part in parts for block in part.blocks if "script" in block]
+    return [maps.code(), *drawn] if drawn else []
 
 
 def export(notebook: Any, context: dict[str, Any]) -> str:
@@ -100,8 +124,10 @@ def export(notebook: Any, context: dict[str, Any]) -> str:
 
     title, parts, _ = sections(notebook)
     exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(TEMPLATES)])
-    house = {"policy": POLICY, "script": SCRIPT}
+    drawing = scripts(parts)
+    house = {"policy": policy(drawing), "scripts": [*drawing, SCRIPT]}
     page = {**context, **house, "title": title, "sections": parts}
+    page["css"] += maps.style() if drawing else ""
     html, _ = exporter.from_notebook_node(notebook, resources={"page": page})
     return str(html)
 
@@ -110,7 +136,7 @@ def render(template: str, **context: Any) -> str:
     """Fill one of the templates that is no notebook; everything in it is escaped."""
     import markupsafe
 
-    house = {"policy": POLICY, "script": markupsafe.Markup(SCRIPT)}
+    house = {"policy": policy(), "script": markupsafe.Markup(SCRIPT)}
     return str(_templates().get_template(template).render(**house, **context))
 
 
@@ -122,11 +148,12 @@ def _templates() -> Any:
     return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
 
 
-def check(html: str) -> None:
+def check(html: str, *, scripts: Collection[str] = ()) -> None:
     """Raise `PageError` unless the page can stand alone and be read aloud.
 
-    No request to anywhere, no script but the house's own, an alternative text on every picture,
-    one first-level heading and no level left out, and a size that a phone can take.
+    No request to anywhere, no script but the house's own and those of its maps, an alternative text
+    on every picture and map, one first-level heading and no level left out, and a size that a phone
+    can take.
     """
     from bs4 import BeautifulSoup
 
@@ -142,14 +169,15 @@ def check(html: str) -> None:
                 problems.append(f"<{tag.name} {name}='{value[:60]}'> asks for something outside it")
         if any(attribute.lower().startswith("on") for attribute in tag.attrs):
             problems.append(f"<{tag.name}> runs code on an event")
-    scripts = [script for script in soup.find_all("script") if script.string != SCRIPT]
-    if scripts or soup.find(["iframe", "object", "embed"]):
+    allowed = {SCRIPT, *scripts}
+    foreign = [script for script in soup.find_all("script") if script.string not in allowed]
+    if foreign or soup.find(["iframe", "object", "embed"]):
         problems.append("it holds a script or a frame")
     styles = " ".join([tag.get_text() for tag in soup.find_all("style")])
     styles += " ".join(str(tag["style"]) for tag in soup.find_all(style=True))
     if re.search(r"@import|url\(\s*['\"]?(?!#|data:image/)", styles):
         problems.append("a style asks for something outside the page")
-    for tag in soup.find_all(["img", "svg"]):
+    for tag in soup.select("img, svg, .folium-map"):
         inside = tag.find_parent(attrs={"role": "img"}) or tag
         text = str(inside.get("alt") or inside.get("aria-label") or "").strip()
         if not text or text.lower().startswith("no description has been provided"):
@@ -164,17 +192,26 @@ def check(html: str) -> None:
 def phrases(html: str, *, longer_than: int, words: int = 6) -> set[str]:
     """Return what stands on a page in up to so many words on end, if it has more characters.
 
-    Of its text and the alternative texts of its pictures, on one line and between word boundaries;
-    with all, some or none of the signs before and after it, as in (+49).
+    Of its text, the alternative texts of its pictures and the words on its maps, on one line and
+    between word boundaries; with all, some or none of the signs before and after it, as in (+49).
     """
     from bs4 import BeautifulSoup
 
     soup = BeautifulSoup(html, "html.parser")
+    # What a map says stands in its script, as strings; the house's own scripts hold no data.
+    own = {SCRIPT, maps.code()}
+    drawing = [str(tag.string) for tag in soup.find_all("script") if tag.string not in own]
+    strings = {text for script in drawing for text in re.findall(STRING, script)}
     for tag in soup.select(
         "style, script, details pre"
     ):  # the code is the notebook's, and holds no data
         tag.decompose()
-    texts = [soup.get_text("\n"), *(str(tag["aria-label"]) for tag in soup.find_all(role="img"))]
+    labels = [str(tag["aria-label"]) for tag in soup.select("[aria-label]")]
+    texts = [
+        soup.get_text("\n"),
+        *labels,
+        *(unescape(json.loads(text)) for text in sorted(strings)),
+    ]
     found = set()
     for line in "\n".join(texts).splitlines():
         matches = list(re.finditer(r"([^\w\s]*)\w+(?=([^\w\s]*))", line))
