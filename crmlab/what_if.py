@@ -1,0 +1,445 @@
+"""What Huff's model says of a store that closes or opens, and which customers two stores share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from crmlab import results, tables
+from crmlab.choices import CELLS, Choices, kilometres
+from crmlab.exponents import shares
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from crmlab.homes import Homes
+    from crmlab.huff import Huff
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+FOR_INTERVALS = 50_000  # customers x stores of the lot on which the interval is found
+DRAWS = 200  # exponents that the visits allow, for the interval
+NEW = "new store"
+COMPETITORS = (
+    "Competitors are taken to draw people by the same law as our stores; our receipts cannot show "
+    "whether they do."
+)
+ONLY_OURS = "This moves sales between our shops; it cannot say new demand."
+FROM_OTHERS = (
+    "What it would draw from competitors, or from people who buy nowhere today, it cannot say: "
+    "they are in no receipt of ours."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class WhatIf:
+    """What moves between the shop's own stores, by visits of customers whose home is known.
+
+    `rows`, one per store: store, its name; visits before, as they were, and after; difference,
+    with low and high, 95 % for what is not known of the exponents; share_of_moved, which part of
+    what moves in all comes here or goes from here; and spend_before, spend_after, spend_difference,
+    spend_low, spend_high in shop currency, missing where one customer brings half or more of a
+    store's. `elsewhere` are the visits lost to competitors, with low and high; none where no
+    competitor is known, or a store opens.
+    """
+
+    title: str
+    rows: pd.DataFrame
+    verdict: str
+    notes: tuple[str, ...]
+    elsewhere: tuple[float, float, float] | None
+    numbers: results.Numbers
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the table."""
+        return self.rows.copy()
+
+    def _repr_html_(self) -> str:
+        n = self.numbers
+
+        def between(low: str, high: str, how: Callable[[float], str]) -> list[str]:
+            pairs = zip(self.rows[low], self.rows[high], strict=True)
+            return [f"{how(a)} to {how(b)}" if a == a else results.NOTHING for a, b in pairs]
+
+        names = ["store", "before", "after", "difference", "of visits", "share_of_moved",
+                 "spend_before", "spend_difference", "of spend"]  # fmt: skip
+        shown = self.rows.assign(
+            **{
+                "of visits": between("low", "high", n.number),
+                "of spend": between("spend_low", "spend_high", n.short_money),
+            }
+        )[names]
+        if self.rows["spend_before"].isna().all():
+            shown = shown.drop(columns=["spend_before", "spend_difference", "of spend"])
+        table = results.html_table(
+            shown,
+            title=self.title,
+            formats={
+                "before": n.number, "after": n.number, "difference": n.number, "of visits": str,
+                "share_of_moved": n.percent, "spend_before": n.short_money,
+                "spend_difference": n.short_money, "of spend": str,
+            },
+            headings={
+                "before": "visits before", "after": "visits after", "difference": "change",
+                "of visits": "95%", "share_of_moved": "share of what moves",
+                "spend_before": "spend before", "spend_difference": "change of spend",
+                "of spend": "95% of spend",
+            },
+        )  # fmt: skip
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
+        return f"<p>{escape(self.verdict)}</p>{table}{notes}"
+
+
+def without(model: Huff, store_id: str, *, seed: int = 1) -> WhatIf:
+    """Tell where the visits of a store go that closes, by each customer's other choices.
+
+    By the model's independence of other stores, a visit to the closed store goes to another with
+    the probability that this had among those that stay; all other visits stay where they are.
+
+    Raises
+    ------
+    UsageError for a store that the model does not know; DataError where the model does not hold
+    """
+    import numpy as np
+
+    _check(model, holds=model.beats)
+    found, ids = model.choices, [*model.choices.stores["store_id"]]
+    if store_id not in ids:
+        raise tables.UsageError(
+            f"store_id is {store_id!r}; the model knows {', '.join(ids)}."
+            + tables.did_you_mean(str(store_id), ids)
+        )
+    closed = ids.index(store_id)
+    rivals, notes = _competitors(model)
+    rest = _beside(found.drop(closed), rivals)
+    stay = found.number - 1
+
+    def moved(some: slice, exponents: Array) -> Array:
+        """Return visits and spend of the closed store by the store (column) they go to."""
+        went, there = found.some(some), rest.some(some)
+        totals = np.zeros((2, stay + len(rivals)))
+        for part, was in zip(_parts(there), _parts(went), strict=True):
+            chance = shares(part, exponents)
+            for nth, what in enumerate((was.visits, was.spend)):
+                totals[nth] += what[:, closed].astype(float) @ chance
+        # What goes to competitors stands together, in the last column.
+        return np.column_stack([totals[:, :stay], totals[:, stay:].sum(axis=1)])
+
+    point, low, high = _with_interval(model, moved, seed=seed)
+    name = str(found.stores["name"].iloc[closed])
+    change = [np.insert(one[:, :stay], closed, -_before(found)[:, closed], axis=1)
+              for one in (point, low, high)]  # fmt: skip
+    gone = _before(found)[0, closed]
+    rows = _rows(model, found.stores["name"], *change, moved=gone)
+    n = model.numbers
+    elsewhere = (point[0, stay], low[0, stay], high[0, stay]) if len(rivals) else None
+    gains = rows.drop(index=closed).sort_values("difference", ascending=False, kind="stable")
+    first = gains.iloc[0]
+    verdict = (
+        f"If “{name}” closed, most of its {n.number(gone)} visits in {model.homes.days} days would "
+        f"go to “{first['store']}”: {n.percent(first['share_of_moved'])} "
+        f"({n.percent(first['low'] / gone)} to {n.percent(first['high'] / gone)})."
+    )
+    if elsewhere:
+        lost = [n.percent(one / gone) for one in elsewhere]
+        verdict = (
+            f"If “{name}” closed, {lost[0]} ({lost[1]} to {lost[2]}) of its {n.number(gone)} "
+            f"visits in {model.homes.days} days would go to competitors, and "
+            f"{n.percent(first['share_of_moved'])} to “{first['store']}”."
+        )
+    else:
+        notes = [
+            *notes,
+            "No competitor is known: all visits are taken to stay with us, and what would be lost "
+            "to others is not in these figures.",
+        ]
+    return WhatIf(
+        f"If “{name}” closed", rows, verdict, _told(model, notes), elsewhere, model.numbers
+    )
+
+
+def with_store(
+    model: Huff, latitude: float, longitude: float, area_m2: float | None = None, *, seed: int = 1
+) -> WhatIf:
+    """Tell which visits a new store would take from the shop's own stores.
+
+    Whatever was chosen before, the new store takes a visit with the probability that it has among
+    all stores that are known, competitors too (the model's independence of other stores).
+
+    Parameters
+    ----------
+    latitude, longitude : float, degrees
+    area_m2 : float, the new store's size; needed where the others' sizes are known
+
+    Raises
+    ------
+    UsageError for a place or size out of range; DataError where the model does not hold, also for a
+    store that it did not know, or was fitted on travel times
+    """
+    import numpy as np
+    import pandas as pd
+
+    tables.check_range("latitude", latitude, -90, 90)
+    tables.check_range("longitude", longitude, -180, 180)
+    found = model.choices
+    if found.sized:
+        if area_m2 is None:
+            raise tables.UsageError("area_m2, the size of the new store in square metres, is none.")
+        tables.check_range("area_m2", area_m2, 1, 1e7)
+    if found.unit != "km":
+        raise tables.DataError(
+            "This model was fitted on travel times, and how long customers would travel to a new "
+            "store is not known. Fit it on distances for that."
+        )
+    _check(model, holds=model.beats_for_new_stores)
+    rivals, notes = _competitors(model)
+    new = pd.DataFrame(
+        {"latitude": [latitude], "longitude": [longitude],
+         "area_m2": [area_m2 if found.sized else 1.0]}
+    )  # fmt: skip
+    every = _beside(_beside(found, rivals), new)
+
+    def moved(some: slice, exponents: Array) -> Array:
+        """Return visits and spend that go to the new store by the store (column) they leave."""
+        totals = np.zeros((2, found.number))
+        for part, was in zip(_parts(every.some(some)), _parts(found.some(some)), strict=True):
+            chance = shares(part, exponents)[:, -1]
+            for nth, what in enumerate((was.visits, was.spend)):
+                totals[nth] += chance @ what.astype(float)
+        # What the new store takes in all stands last, with an interval of its own.
+        return -np.column_stack([totals, -totals.sum(axis=1)])
+
+    point, low, high = _with_interval(model, moved, seed=seed)
+    taken = point[0, -1]
+    names = pd.concat([found.stores["name"], pd.Series([NEW])], ignore_index=True)
+    rows = _rows(model, names, point, low, high, moved=taken)
+    n = model.numbers
+    most = rows.iloc[:-1].sort_values("difference", kind="stable").iloc[0]
+    verdict = (
+        f"The new store would take {n.number(taken)} visits in {model.homes.days} days "
+        f"({n.number(low[0, -1])} to {n.number(high[0, -1])}) from our own stores, "
+        f"{n.percent(most['share_of_moved'], 0)} of them from “{most['store']}”, which would lose "
+        f"{n.percent(-most['difference'] / most['before'], 0)} of its visits. "
+        + (FROM_OTHERS if len(rivals) else ONLY_OURS)
+    )
+    return WhatIf("If a new store opened", rows, verdict, _told(model, notes), None, model.numbers)
+
+
+def _told(model: Huff, notes: list[str]) -> tuple[str, ...]:
+    """Say what the interval does not hold, and what else is to be known."""
+    error = model.proof["new_store_error"].iloc[0]
+    interval = "The 95 % intervals hold what is not known of the exponents, and nothing else."
+    if error == error:
+        interval += (
+            f" Of a store that it did not know, the model foretold the visits with an error of "
+            f"{model.numbers.percent(error)} on average."
+        )
+    return (interval, *notes, *model.notes)
+
+
+def _check(model: Huff, *, holds: bool) -> None:
+    if not model.beats:
+        raise tables.DataError(model.verdict)
+    if not holds:
+        raise tables.DataError(
+            "Huff's model foretells held-out customers, but a store that it did not know no better "
+            "than a simpler rule does: no what-if of a new store is made of it."
+        )
+
+
+def _competitors(model: Huff) -> tuple[pd.DataFrame, list[str]]:
+    """Return the competitors of whom enough is known, and what that means."""
+    others = model.homes.stores[~model.homes.stores["own"]]
+    if model.choices.unit != "km":
+        return others.iloc[:0], []
+    sized = model.choices.sized
+    others = others[others["area_m2"] > 0] if sized else others.assign(area_m2=1.0)
+    return others.reset_index(drop=True), [COMPETITORS] if len(others) else []
+
+
+def _beside(found: Choices, others: pd.DataFrame) -> Choices:
+    """Return the choices with the distance and size of more stores, which nobody has chosen."""
+    import numpy as np
+
+    places = others[["latitude", "longitude"]].itertuples(index=False)
+    far = [kilometres(found.homes, *one).astype(np.float32)[:, None] for one in places]
+    area = np.concatenate([found.area, others["area_m2"].to_numpy(dtype=float)])
+    return replace(found, far=np.concatenate([found.far, *far], axis=1), area=area)
+
+
+def _parts(found: Choices) -> list[Choices]:
+    """Give the same parts whatever the number of stores."""
+    step = max(1, CELLS // 20)
+    return [found.some(slice(at, at + step)) for at in range(0, found.customers, step)]
+
+
+def _before(found: Choices) -> Array:
+    """Return visits and spend (rows) of each store (columns), as they were."""
+    import numpy as np
+
+    return np.stack([what.sum(axis=0, dtype=float) for what in (found.visits, found.spend)])
+
+
+def _with_interval(
+    model: Huff, moved: Callable[[slice, Array], Array], *, seed: int
+) -> tuple[Array, Array, Array]:
+    """Return what moves, and the 2.5 and 97.5 % quantiles over exponents that the visits allow.
+
+    The quantiles come from a lot of the customers where there are many: how much the answer changes
+    with the exponents does not hang on all of them.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    found = model.choices
+    few = slice(max(2_000, FOR_INTERVALS // found.number))
+    point, of_few = moved(slice(None), model.exponents), moved(few, model.exponents)
+    scale = np.divide(point, of_few, out=np.ones_like(point), where=of_few != 0)
+    exponents = rng.multivariate_normal(model.exponents, model.covariance, DRAWS)
+    draws = np.stack([scale * moved(few, one) for one in exponents])
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    return point, low, high
+
+
+def _rows(
+    model: Huff, names: pd.Series[str], change: Array, low: Array, high: Array, *, moved: float
+) -> pd.DataFrame:
+    """Lay out what moves; a new store comes after those that are there."""
+    import numpy as np
+    import pandas as pd
+
+    found, k = model.choices, model.homes.k
+    more = len(names) - found.number
+    before = np.pad(_before(found), ((0, 0), (0, more)))
+    rows: dict[str, Any] = {"store": list(names)}
+    for nth, name in enumerate(("", "spend_")):
+        rows |= {
+            f"{name}before": before[nth], f"{name}after": before[nth] + change[nth],
+            f"{name}difference": change[nth], f"{name}low": low[nth], f"{name}high": high[nth],
+        }  # fmt: skip
+    frame = pd.DataFrame(rows)
+    frame.insert(6, "share_of_moved", np.abs(change[0]) / moved if moved else math.nan)
+    most = np.abs(found.spend).max(axis=0)
+    if k > 1 and (most * 2 >= np.abs(before[1, : found.number])).any():
+        # Of one store alone it could be found again from the rest.
+        frame[[name for name in frame.columns if name.startswith("spend_")]] = math.nan
+    return frame
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """Which customers the shop's own stores share.
+
+    `rows`, one per pair of stores that each have at least k customers: store and other; customers
+    and customers_of_other who bought there in the homes' days; both, who bought at both; share and
+    share_of_other, of each store's customers; visits_share, which part of the visits of those who
+    buy at both goes to the first; state, "value", "zero", or "hidden" where fewer than k bought at
+    both, or at one alone. The first of a pair shares the larger part of its customers.
+    """
+
+    rows: pd.DataFrame
+    k: int
+    days: int
+    numbers: results.Numbers
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the table."""
+        return self.rows.copy()
+
+    @property
+    def verdict(self) -> str:
+        """Which two stores share most."""
+        n, told = self.numbers, self.rows[self.rows["state"] == "value"]
+        if told.empty:
+            return "No two stores share enough customers to tell."
+        top = told.sort_values("share", ascending=False, kind="stable").iloc[0]
+        return (
+            f"Of the customers of “{top['store']}” {n.percent(top['share'], 0)} also buy at "
+            f"“{top['other']}”, more than at any other pair; of those of “{top['other']}” "
+            f"{n.percent(top['share_of_other'], 0)} also buy at “{top['store']}”. Those who buy at "
+            f"both go to “{top['store']}” with {n.percent(top['visits_share'], 0)} of these visits."
+        )
+
+    def _repr_html_(self) -> str:
+        n = self.numbers
+        hidden = f"<{self.k}"
+        both = [
+            hidden if row.state == "hidden" else n.number(row.both)
+            for row in self.rows.itertuples()
+        ]  # fmt: skip
+        table = results.html_table(
+            self.rows.assign(both=both).drop(columns="state"),
+            title=f"Customers who bought at two of our stores in {self.days} days",
+            formats={
+                "both": str, "customers": n.number, "customers_of_other": n.number,
+                "share": n.percent, "share_of_other": n.percent, "visits_share": n.percent,
+            },
+            headings={
+                "customers_of_other": "customers of the other", "share": "also buy at the other",
+                "share_of_other": "of the other's, also here", "visits_share": "visits here",
+            },
+        )  # fmt: skip
+        return f"<p>{escape(self.verdict)}</p>{table}"
+
+
+def shared(homes: Homes) -> Shared:
+    """Count the customers who bought at each pair of the shop's own stores, home known or not.
+
+    Raises
+    ------
+    DataError where receipts name no store, or fewer than two stores have k customers
+    """
+    import pandas as pd
+
+    if homes.visits is None:
+        raise tables.DataError(f"Receipts of shop '{homes.shop.id}' name no store (store_id).")
+    own, k = homes.own.set_index("store_id")["name"], homes.k
+    visits = homes.visits.filter(homes.visits.store_id.isin(list(own.index)))
+    sizes = visits.group_by("store_id").aggregate(n=visits.count()).to_pandas()
+    count = sizes.set_index("store_id")["n"].sort_index()
+    count = count[count >= k]
+    if len(count) < 2:
+        raise tables.DataError(
+            f"Shop '{homes.shop.id}' has {len(count)} own store with at least {k} customers in "
+            f"{homes.days} days: there is no pair to compare."
+        )
+    here = visits.select("customer_id", "store_id", "visits")
+    there = here.rename(other="store_id", visits_there="visits")
+    pairs = here.inner_join(there, "customer_id").filter(lambda t: t.store_id < t.other)
+    found = pairs.group_by("store_id", "other").aggregate(
+        both=pairs.count(), visits=pairs.visits.sum(), visits_there=pairs.visits_there.sum()
+    )
+    known = found.to_pandas().set_index(["store_id", "other"])
+    rows = []
+    for nth, first in enumerate(count.index):
+        for second in count.index[nth + 1 :]:
+            both, a, b = 0, 0, 0
+            if (first, second) in known.index:
+                both, a, b = (int(one) for one in known.loc[(first, second)])
+            if count[second] < count[first]:
+                one, other, mine = second, first, b
+            else:
+                one, other, mine = first, second, a
+            alone = [count[one] - both, count[other] - both]
+            hidden = any(results.few(number, k) for number in (both, *alone))
+            share, of_other = both / count[one], both / count[other]
+            rows.append(
+                {
+                    "store": own[one], "other": own[other], "customers": count[one],
+                    "customers_of_other": count[other],
+                    "both": math.nan if hidden else float(both),
+                    "share": math.nan if hidden else share,
+                    "share_of_other": math.nan if hidden else of_other,
+                    "visits_share": mine / (a + b) if both and not hidden else math.nan,
+                    "state": "hidden" if hidden else "value" if both else "zero",
+                }
+            )  # fmt: skip
+    frame = pd.DataFrame(rows).sort_values(
+        ["share", "store", "other"], ascending=[False, True, True], kind="stable",
+        ignore_index=True,
+    )  # fmt: skip
+    return Shared(frame, k, homes.days, homes.numbers)
