@@ -194,7 +194,7 @@ def draw(
                 feature["properties"]["shade"] = shade
     chart, drawn = _folium(layers, data, bounds, tiles if tiled else None, attribution)
     shaded = ", ".join(f"[{one['number']}, {drawn[one['number']]}]" for one in legends)
-    how = json.dumps([bounds, numbers.locale.replace("_", "-"), not tiled])[1:-1]
+    how = json.dumps([numbers.locale.replace("_", "-"), not tiled])[1:-1]
     script = _script(chart, f"crmlab.finish({chart.get_name()}, {how}, [{shaded}]);")
     own = {place.own for place in places}
     html = _template().render(
@@ -367,10 +367,10 @@ def _folium(
     import folium
     from folium.utilities import JsCode
 
-    (south, west), (north, east) = bounds
     chart = folium.Map(
-        location=[(south + north) / 2, (west + east) / 2],
+        location=bounds[0],
         tiles=None,
+        reach=bounds,
         scroll_wheel_zoom=False,  # or a page could not be scrolled past its map
         attribution_control=tiles is not None,
         zoom_snap=0 if tiles is None else 1,
@@ -395,7 +395,7 @@ def _folium(
             edges = f"edge edge-{layer.colour}{' dashed' if layer.dashed else ''}"
             looks |= {"class_name": edges, "fill": False}
             name = f'<i class="stroke {edges}"></i> {name}'
-        one_of_several = layer in shaded and len(shaded) > 1
+        one_of_several = bool(layer.legend) and len(shaded) > 1
         show = layer is first if one_of_several else layer.shown
         drawn.append(folium.GeoJson(
             collection, name=name, overlay=not one_of_several, show=show, **looks

@@ -129,8 +129,8 @@ def test_the_same_map_is_the_same_page():
 
 
 def bounds(chart):
-    found = re.search(r"crmlab.finish\(\w+, \[\[(.*?), (.*?)\], \[(.*?), (.*?)\]\]", chart.script)
-    return [float(found[n]) for n in (1, 2, 3, 4)]
+    [reach] = re.findall(r'"reach": ([^:]*),\n"', chart.script)
+    return [float(number) for number in re.findall(r"[-\d.]+", reach)]
 
 
 def test_one_place_alone_is_shown_with_its_surroundings():
@@ -423,6 +423,7 @@ def test_in_a_notebook_a_map_stands_alone_in_its_frame(open_tab, tmp_path):
     tab, heard = open_tab(path)
     frame = tab.frame_locator("iframe")
     frame.locator("path.shade").first.wait_for()
+    frame.locator(".latitude span").first.wait_for()
     assert frame.locator("path.edge").count() == 1
     assert [one for one in heard if one not in (path.as_uri(), "about:srcdoc")] == []
 

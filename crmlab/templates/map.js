@@ -8,7 +8,7 @@ const crmlab = {
   },
   style: (feature) => ({className: `shade shade-${feature.properties.shade}`}),
   each(feature, layer) {
-    if (feature.properties.text) layer.bindTooltip(crmlab.said(feature.properties.text, "said"), {sticky: true});
+    if (feature.properties.text) layer.bindTooltip(() => crmlab.said(feature.properties.text, "said"), {sticky: true});
   },
   // A shop with its name, or a word on its own.
   point(feature, at) {
@@ -43,6 +43,7 @@ const crmlab = {
       group.clearLayers();
       const seen = map.getBounds(), wide = seen.pad(0.5);
       const across = map.getSize().x, wideness = seen.getEast() - seen.getWest();
+      if (!across) return; // not laid out yet
       // So far apart that each has room for its words.
       const least = wideness * Math.max(1 / 10, 75 / across);
       const power = 10 ** Math.floor(Math.log10(least)), step = [1, 2, 5, 10].find((n) => n * power >= least) * power;
@@ -64,6 +65,13 @@ const crmlab = {
       });
     };
     map.on("moveend", draw);
+    draw();
+  },
+  // What the map is to reach is its option, so that it is there before all is drawn.
+  fit() {
+    // A frame that is not laid out yet has no size, and a zoom made from it would stay wrong.
+    const size = this.getSize();
+    if (Math.min(size.x, size.y) > 36) this.fitBounds(this.options.reach, {animate: false, padding: [18, 18]});
   },
   // For the cells that are hidden: a pattern that every map of the page uses.
   hatch() {
@@ -71,7 +79,7 @@ const crmlab = {
     document.body.insertAdjacentHTML("beforeend", '<svg class="patterns" aria-hidden="true" width="0" height="0"><defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><rect class="under" width="6" height="6"/><rect class="over" width="2" height="6"/></pattern></defs></svg>');
   },
   // `legends`: the number of each shaded layer's part of the legend, with the layer.
-  finish(map, bounds, locale, plain, legends) {
+  finish(map, locale, plain, legends) {
     const box = map.getContainer(), figure = box.closest("figure");
     box.querySelector(".instead").remove();
     crmlab.hatch();
@@ -85,13 +93,7 @@ const crmlab = {
       crmlab.tidy(map);
     };
     map.on("overlayadd overlayremove baselayerchange moveend", show);
-    const fit = () => {
-      // A frame that is not laid out yet has no size, and a zoom made from it would stay wrong.
-      const size = map.getSize();
-      if (Math.min(size.x, size.y) > 36) map.fitBounds(bounds, {animate: false, padding: [18, 18]});
-    };
-    map.on("resize", fit);
-    fit();
+    show();
     // One finger on a phone scrolls the page; two move the map.
     if (matchMedia("(pointer: coarse)").matches) map.dragging.disable();
     const measure = () => map.invalidateSize({pan: false});
@@ -100,3 +102,5 @@ const crmlab = {
     addEventListener("afterprint", () => { box.style.width = ""; measure(); });
   },
 };
+L.Map.addInitHook(crmlab.fit);
+L.Map.addInitHook("on", "resize", crmlab.fit);
