@@ -175,7 +175,6 @@ def _members(shop: Shop, day: dt.date) -> ir.Table | None:
     if "birth_date" not in dates:
         return rows
     birth = rows.birth_date
-    not_yet = birth.month() * 100 + birth.day() > day.month * 100 + day.day
     # Counted from the first of the month: 29 February is 1 March in a year without it.
     this_year, next_year = (
         ibis.date(ibis.literal(year), birth.month(), ibis.literal(1)).delta(at, unit="day")
@@ -184,7 +183,7 @@ def _members(shop: Shop, day: dt.date) -> ir.Table | None:
         for year in (day.year, day.year + 1)
     )
     return rows.mutate(
-        age=day.year - birth.year() - not_yet.ifelse(1, 0),
+        age=purchases.age(birth, day),
         days_to_birthday=(this_year >= 0).ifelse(this_year, next_year),
     )
 

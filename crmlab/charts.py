@@ -10,9 +10,11 @@ from matplotlib.ticker import FuncFormatter
 
 from crmlab import drawing
 from crmlab.campaign_charts import funnel, lift, moved, stayed
+from crmlab.catchment_charts import decay, huff, sectors
 from crmlab.churn_charts import keeping, reasons, risk_by_tenth, risk_over_time
 from crmlab.customer_charts import bridge, early_warning, retention, stock
 from crmlab.drawing import ACTUAL, MODEL, MUTED, STYLE, Chart
+from crmlab.radar_charts import customer_radar, ring_sector
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,8 +29,11 @@ __all__ = [
     "calibration",
     "calibration_by",
     "concentration",
+    "customer_radar",
+    "decay",
     "early_warning",
     "funnel",
+    "huff",
     "keeping",
     "lift",
     "matrix",
@@ -37,9 +42,11 @@ __all__ = [
     "purchase_counts",
     "reasons",
     "retention",
+    "ring_sector",
     "risk_by_tenth",
     "risk_over_time",
     "season",
+    "sectors",
     "segments",
     "stayed",
     "stock",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import textwrap
+import warnings
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 # Colours are written as variables of the page, with these for where there is no page around.
 INK, MUTED, GRID, PAPER = "#1c2733", "#56616d", "#d9dee4", "#fefefe"
 ACTUAL, MODEL = "#a8480a", "#0b5cad"
+# On a telephone a chart shrinks to four fifths or so: the smallest text that stays readable there.
+SMALL = 10.5
 VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
@@ -60,7 +64,12 @@ class Chart(Figure):
     def svg(self) -> str:
         """Return the chart as SVG without ids of its own, the same for the same numbers."""
         text = StringIO()
-        with matplotlib.rc_context({**STYLE, "svg.hashsalt": self.alt}):
+        with (
+            matplotlib.rc_context({**STYLE, "svg.hashsalt": self.alt}),
+            warnings.catch_warnings(),
+        ):
+            # The page's own fonts write the text: it matters not which letters ours lack.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
             self.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
         svg = text.getvalue()[text.getvalue().index("<svg") :]
         used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
@@ -120,3 +129,14 @@ def tick_numbers(axes: Axes, numbers: results.Numbers, pairs: pd.DataFrame | Non
     some = pairs is not None and len(pairs) and pairs[["actual", "expected"]].to_numpy().max() < 5
     digits = 1 if some else 0
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: numbers.number(value, digits)))
+
+
+def km(value: float, numbers: results.Numbers) -> str:
+    """Print a distance without its unit; with a decimal only where it has one."""
+    return numbers.number(value, 0 if value % 1 == 0 else 1)
+
+
+def short(words: str, most: int, width: int = 99) -> str:
+    """Cut what is too long for its place, and break it into lines of some width."""
+    words = words if len(words) <= most else f"{words[: most - 2].rstrip()} …"
+    return "\n".join(textwrap.wrap(words, width))

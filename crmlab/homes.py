@@ -106,13 +106,7 @@ def _rows(shop: Shop, day: dt.date, days: int) -> tuple[ir.Table, tuple[str, ...
 
     since = ibis.literal(day - dt.timedelta(days))
     summary = purchases.summary(shop, as_of=day)
-    lines = purchases.lines(shop, as_of=day)
-    lines = lines.filter(lines.purchased_on > since)
-    daily = lines.group_by("customer_id", "purchased_on").aggregate(amount=lines.amount.sum())
-    recent = daily.group_by("customer_id").aggregate(
-        visits=daily.count(where=purchases.is_purchase(shop, daily.amount)),
-        spend=daily.amount.sum().cast("float64"),
-    )
+    recent = purchases.recent(shop, as_of=day, days=days)
     recent = shop.landed(recent, "recent")
     members = shop.table("customers")
     joined = "joined_on" in members.columns

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from crmlab import effects, results, tables
+from crmlab import effects, purchases, results, tables
 from crmlab.departures import PARTS, by_value, lost_valuable, reactivated, to_ring
 from crmlab.profiles import Base, base
 from crmlab.stocks import LeftOut, Stock, Table, attempt, month_before, stock, was_lost
@@ -245,9 +245,7 @@ def _age(birth: ir.DateValue, base: Base) -> ir.StringValue:
     """Return the group of the age in whole years; who is not born yet is unknown."""
     import ibis
 
-    day = base.as_of
-    not_yet = birth.month() * 100 + birth.day() > day.month * 100 + day.day
-    age = day.year - birth.year() - not_yet.ifelse(1, 0)
+    age = purchases.age(birth, base.as_of)
     return ibis.cases(*((age >= least, text) for least, text in AGES), else_=ibis.null("string"))
 
 

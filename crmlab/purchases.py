@@ -49,6 +49,32 @@ def purchase_days(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
     return days.filter(is_purchase(shop, days.amount))
 
 
+def recent(shop: Shop, *, as_of: str | dt.date, days: int) -> ir.Table:
+    """Return what each customer bought in the last `days` days up to the end of `as_of`.
+
+    Returns
+    -------
+    table, one row per customer with a line in these days: customer_id; visits, days with a
+    purchase; spend, net in shop currency, returns without a purchase too
+    """
+    import ibis
+
+    rows = lines(shop, as_of=as_of)
+    rows = rows.filter(rows.purchased_on > ibis.literal(tables.day(as_of) - dt.timedelta(days)))
+    daily = rows.group_by("customer_id", "purchased_on").aggregate(amount=rows.amount.sum())
+    return daily.group_by("customer_id").aggregate(
+        visits=daily.count(where=is_purchase(shop, daily.amount)),
+        spend=daily.amount.sum().cast("float64"),
+    )
+
+
+def age(birth: ir.DateValue, day: dt.date) -> ir.IntegerValue:
+    """Return the whole years from a date of birth to a day; negative for who is not born yet."""
+    not_yet = birth.month() * 100 + birth.day() > day.month * 100 + day.day
+    years: ir.IntegerValue = day.year - birth.year() - not_yet.ifelse(1, 0)
+    return years
+
+
 def summary(shop: Shop, *, as_of: str | dt.date) -> ir.Table:
     """Summarise each customer's purchases as of the end of a day.
 

@@ -28,7 +28,15 @@ HOMES = {
     "papermill": {"reports"},
     "nbconvert": {"reports"},
     "ipywidgets": set(),
-    "matplotlib": {"drawing", "customer_charts", "churn_charts", "campaign_charts", "charts"},
+    "matplotlib": {
+        "drawing",
+        "customer_charts",
+        "churn_charts",
+        "campaign_charts",
+        "catchment_charts",
+        "radar_charts",
+        "charts",
+    },
     "click": {"__main__"},
 }
 
