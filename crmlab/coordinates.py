@@ -188,36 +188,40 @@ def to_repair(homes: Homes, *, far_km: float | None = None) -> ir.Table:
 def _measured(homes: Homes, far_km: float | None) -> tuple[ir.Table, float]:
     """Return each customer's distance to the nearest store, as given and if swapped; what is far.
 
-    One local row per customer: customer_id, latitude, longitude, km, swapped_km, null where the
-    longitude can be no latitude, and neighbours, the customers on the same point.
+    One local row per customer: customer_id, latitude, longitude, km; swapped_km, null for those
+    near a store as they are and where the longitude can be no latitude; neighbours, the customers
+    on the same point, 0 where they are fewer than `k`.
     """
     import ibis
 
     if far_km is not None and not 0 < far_km < math.inf:
         raise tables.UsageError(f"far_km is {far_km!r}; it must be a distance in km above 0.")
-    rows = homes.rows
-    located = rows.x.notnull() & rows.y.notnull()
-    north, east = rows.longitude.radians(), rows.latitude.radians()
-    could_be = rows.longitude.abs() <= 90
-    places_of_stores = places.on_sphere(ibis.memtable(homes.stores[["latitude", "longitude"]]))
-    stores = places_of_stores.select("x", "y", "z").to_pandas().to_numpy()
+    stores = places.on_sphere(ibis.memtable(homes.stores[["latitude", "longitude"]]))
+    vectors = stores.select("x", "y", "z").to_pandas().to_numpy().tolist()
 
-    def nearest(x: Any, y: Any, z: Any) -> Any:
-        # As in places.kilometres; a few stores are faster written out than joined.
-        chords = [(x - a) ** 2 + (y - b) ** 2 + (z - c) ** 2 for a, b, c in stores.tolist()]
-        chord = ibis.least(*chords).sqrt()
-        return 2 * places.EARTH_KM * (chord / 2).clip(upper=1.0).asin()
+    def nearest(rows: ir.Table) -> Any:
+        # A few stores are faster written out than joined.
+        return places.arc(
+            ibis.least(*(places.squared_chord((rows.x, rows.y, rows.z), one) for one in vectors))
+        )
 
-    measured = rows.select(
-        "customer_id", "latitude", "longitude",
-        km=located.ifelse(nearest(rows.x, rows.y, rows.z), None),
-        swapped_km=(located & could_be).ifelse(
-            nearest(north.cos() * east.cos(), north.cos() * east.sin(), north.sin()), None
-        ),
-        neighbours=located.ifelse(
-            rows.count().over(group_by=["latitude", "longitude"]), 0
-        ),
-    )  # fmt: skip
+    rows = homes.rows.select("customer_id", "latitude", "longitude", "x", "y", "z")
+    known = rows.latitude.notnull() & rows.longitude.notnull()
+    rows = rows.mutate(km=known.ifelse(nearest(rows), None)).drop("x", "y", "z")
+    rows = homes.shop.landed(rows, "kilometres")
+    # Who lives near is not swapped: the vectors the other way round are made of few.
+    away = rows.filter(rows.km > min(FAR_KM, far_km or FAR_KM), rows.longitude.abs() <= 90)
+    turned = away.select("customer_id", latitude=away.longitude, longitude=away.latitude)
+    turned = homes.shop.landed(places.on_sphere(turned), "turned")
+    turned = turned.select("customer_id", swapped_km=nearest(turned))
+    placed = rows.filter(rows.km.notnull())
+    points = placed.group_by("latitude", "longitude").aggregate(neighbours=placed.count())
+    # Measured: to keep the crowded points alone is ten times faster than to number every row.
+    points = homes.shop.landed(points.filter(points.neighbours >= homes.k), "points")
+    measured = rows.left_join(turned, "customer_id").drop("customer_id_right")
+    measured = measured.left_join(points, ["latitude", "longitude"])
+    measured = measured.drop("latitude_right", "longitude_right")
+    measured = measured.mutate(neighbours=measured.neighbours.fill_null(0))
     measured = homes.shop.landed(measured, "measured")
     if far_km is None:
         # The nearer of both: in a file that is swapped as a whole nothing would be far.

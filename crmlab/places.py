@@ -117,9 +117,19 @@ def kilometres(pairs: ir.Table) -> ir.FloatingColumn:
     By the chord between both, which keeps its digits where they are near, as haversine does.
     """
     p = pairs
-    chord = (p.x - p.up_x) ** 2 + (p.y - p.up_y) ** 2 + (p.z - p.up_z) ** 2
-    distance: Any = 2 * EARTH_KM * (chord.sqrt() / 2).clip(upper=1.0).asin()
-    return distance
+    return arc(squared_chord((p.x, p.y, p.z), (p.up_x, p.up_y, p.up_z)))
+
+
+def squared_chord(one: Sequence[Any], other: Sequence[Any]) -> Any:
+    """Return the square of the chord between unit vectors, of columns or of numbers."""
+    # Products: a power takes the engine ten times as long.
+    x, y, z = ((a - b) * (a - b) for a, b in zip(one, other, strict=True))
+    return x + y + z
+
+
+def arc(squared_chord: Any) -> Any:
+    """Return the distance in km that belongs to the square of a chord of the unit sphere."""
+    return 2 * EARTH_KM * (squared_chord.sqrt() / 2).clip(upper=1.0).asin()
 
 
 def kilometres_between(one: Array, other: Array) -> Array:

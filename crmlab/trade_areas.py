@@ -212,40 +212,34 @@ def _quantiles(customers: ir.Table, shares: Sequence[float], k: int) -> pd.DataF
     """Return store_id and the distance within which each share of the weight lives, or nan."""
     import ibis
 
-    near = ibis.cumulative_window(group_by="store_id", order_by=["km", "customer_id"])
-    store = ibis.window(group_by="store_id")
-    ranked = customers.select(
-        "store_id", "km", "weight",
-        reached=customers.weight.sum().over(near), total=customers.weight.sum().over(store),
-        heaviest=customers.weight.max().over(store),
-        nearer=ibis.row_number().over(near) + 1, count=customers.count().over(store),
-    )  # fmt: skip
-    # Whoever stands at the distance may live there with others: all of them count on both sides.
-    same = ibis.window(group_by=["store_id", "km"])
-    ranked = ranked.mutate(
-        nearer=ranked.nearer.max().over(same),
-        farther=ranked["count"] - ranked.nearer.min().over(same) + 1,
-        told=(ranked.heaviest * 2 < ranked.total),
+    near = ibis.cumulative_window(group_by="store_id", order_by="km")
+    totals = customers.group_by("store_id").aggregate(
+        total=customers.weight.sum(), heaviest=customers.weight.max()
     )
-    found = {}
-    for share in shares:
-        # The last digits of a sum must not push the end to the next customer.
-        inside = ranked.reached >= share * ranked.total * (1 - 1e-9)
-        first = ranked.km.min(where=inside & (ranked.total > 0))
-        found[_name(share)] = first
-    ends = ranked.group_by("store_id").aggregate(told=ranked.told.any(), **found)
-    joined = ranked.inner_join(ends, "store_id")
-    told = joined.group_by("store_id").aggregate(
+    ranked = customers.select("store_id", "km", reached=customers.weight.sum().over(near))
+    ranked = ranked.inner_join(totals, "store_id")
+    told = ranked.heaviest * 2 < ranked.total
+    # The last digits of a sum must not push the end to the next customer.
+    ends = ranked.group_by("store_id").aggregate(
         **{
-            name: joined[name].min(
-                where=joined.told & (joined.km == joined[name])
-                & (joined.nearer >= k) & (joined.farther >= k)
+            _name(share): ranked.km.min(
+                where=told & (ranked.reached >= share * ranked.total * (1 - 1e-9))
             )
-            for name in found
+            for share in shares
         }
-    )  # fmt: skip
-    frame: pd.DataFrame = told.to_pandas()
-    return frame.astype(dict.fromkeys(found, float))
+    )
+    names = [_name(share) for share in shares]
+    found = ends.to_pandas().astype(dict.fromkeys(names, float))
+    joined = customers.inner_join(ibis.memtable(found), "store_id")
+    sides = joined.group_by("store_id").aggregate(
+        **{f"nearer {name}": joined.count(where=joined.km <= joined[name]) for name in names},
+        **{f"farther {name}": joined.count(where=joined.km >= joined[name]) for name in names},
+    )
+    counts = found[["store_id"]].merge(sides.to_pandas(), on="store_id", validate="1:1")
+    for name in names:
+        few = (counts[f"nearer {name}"] < k) | (counts[f"farther {name}"] < k)
+        found[name] = found[name].mask(few)
+    return found
 
 
 def _hulls(
