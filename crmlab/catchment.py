@@ -63,6 +63,12 @@ class Cells:
         names = self.totals["store"].unique()
         return str(names[0]) if len(names) == 1 else ""
 
+    @property
+    def store_id(self) -> str:
+        """The store's id, where it is one only."""
+        ids = self.totals["store_id"]
+        return str(ids.iloc[0]) if len(ids) == 1 else ""
+
     def of(self, store_id: str) -> Cells:
         """Return the cells of one store."""
         found = self.totals["store_id"] == store_id
@@ -100,6 +106,27 @@ class Cells:
         rest = len(self.totals) - 3
         more = f" {n.number(rest)} more stores are in the table." if rest > 0 else ""
         return " ".join(told) + more
+
+    @property
+    def kpis(self) -> list[results.Kpi]:
+        """The tiles of one store: who lives within each ring."""
+        told = []
+        for radius in self.rings_km:
+            near = self.rows[(self.rows["sector"] >= 0) & (self.rows["to_km"] <= radius)]
+            if (near["state"] == "hidden").any() or len(self.totals) > 1:
+                continue
+            label = f"Customers within {self.numbers.number(radius)} km"
+            told.append(results.Kpi(label, near["customers"].sum(), "count", "up", self.store))
+        return told
+
+    def shapes(self) -> pd.DataFrame:
+        """Return `exact` with a GeoJSON geometry for each cell: for the private folder only."""
+        at = self.homes.own.set_index("store_id")[["latitude", "longitude"]]
+        inside = self.exact[self.exact["sector"] >= 0]
+        return inside.assign(geometry=[
+            places.cell_shape(*at.loc[cell.store_id], inner_km=cell.from_km, outer_km=cell.to_km,
+                              sector=cell.sector, sectors=self.sectors)
+            for cell in inside.itertuples()])  # fmt: skip
 
     @property
     def hidden(self) -> str:

@@ -30,6 +30,14 @@ class Answer(Protocol):
     def rows(self) -> pd.DataFrame: ...  # noqa: D102
 
 
+class Reach(Protocol):
+    """What `decay` draws: what may be shown of each store and distance."""
+
+    numbers: results.Numbers
+
+    def shown(self) -> pd.DataFrame: ...  # noqa: D102
+
+
 class Ranking(Answer, Protocol):
     """What `sectors` draws: rows, what their value is, and what it says."""
 
@@ -39,13 +47,17 @@ class Ranking(Answer, Protocol):
     def verdict(self) -> str: ...  # noqa: D102
 
 
-def decay(result: Answer) -> Chart:
+def decay(result: Reach) -> Chart:
     """Draw which share of those who live so far away buy at each store, with intervals.
 
     Five stores have names and colours, those with most buyers; the others are grey.
     """
-    n, rows = result.numbers, result.rows[result.rows["share"].notna()]
-    by_buyers = rows.groupby("store")["buyers"].sum().sort_index()
+    n, rows = result.numbers, result.shown()
+    # Who lives farther than the last band has no place on the axis.
+    rows = rows[rows["share"].notna() & (rows["to_km"] < math.inf)].rename(
+        columns={"name": "store"}
+    )
+    by_buyers = rows.groupby("store")["bought"].sum().sort_index()
     named = list(by_buyers.sort_values(ascending=False, kind="stable").index[:5])
     told = []
     for store in named:

@@ -48,6 +48,17 @@ class Quality:
     k: int
     numbers: results.Numbers
 
+    @property
+    def kpis(self) -> list[results.Kpi]:
+        """The tile: how many customers have a place, where that can be told."""
+        located = int(self.rows.set_index("what")["customers"]["located"])
+        if self.customers < self.k or results.few(self.customers - located, self.k):
+            return []
+        share = located / self.customers
+        if results.few(located, self.k):
+            return []
+        return [results.Kpi("Customers with a place", share, "share", "up", "of all who bought")]
+
     def told(self, count: int) -> str:
         """Print a number of customers: of some, but fewer than `k`, only that; so of the rest."""
         if self.customers < self.k or results.few(count, self.k):

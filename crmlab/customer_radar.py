@@ -115,7 +115,7 @@ def radar(shop: Shop, *, as_of: str | dt.date, days: int = 365) -> Radar:
     # By their names, women first in most languages: a side is not left when one outnumbers it.
     sides = tuple(sorted(sizes.index[:2], key=lambda sex: (not sex.lower().startswith("w"), sex)))
     k, n = shop.policy.privacy_k, shop.numbers
-    hidden = _hidden(groups, k)
+    hidden = results.hidden(groups, counts=["customers"], k=k, largest={"spend": "largest"})
     if hidden.all():
         raise tables.DataError(
             f"The groups of customers of shop '{shop.id}' by occupation, sex and age are too small "
@@ -180,29 +180,6 @@ def _in_order(names: list[str], sizes: pd.Series[int]) -> list[str]:
     """Return the names by size, what is no name of its own last."""
     ordered = [name for name in sizes.index if name in names]
     return sorted(ordered, key=lambda name: (name == UNKNOWN, name == OTHER))
-
-
-def _hidden(groups: pd.DataFrame, k: int) -> pd.Series[bool]:
-    """Tell which groups are hidden: small ones, and such where one customer has half of the spend.
-
-    As all customers and their spend may stand elsewhere, so may the rest be taken from it: the next
-    smallest groups join until the hidden ones hold `k` more than one each, and nobody half.
-    """
-
-    def dominated(spend: pd.Series[float], largest: pd.Series[float]) -> pd.Series[bool]:
-        return (2 * largest >= spend.abs()) & (largest > 0)
-
-    hidden = (groups["customers"] < k) | dominated(groups["spend"], groups["largest"])
-    order = groups.assign(shown=~hidden).sort_values(["shown", "customers", *GROUP]).index
-    size, ordered = int(hidden.sum()), groups.loc[order]
-    if not size:
-        return hidden
-    spare = (ordered["customers"] - 1).cumsum() >= k
-    safe = spare & ~dominated(ordered["spend"].cumsum(), ordered["largest"].cummax())
-    while size < len(order) and not safe.iloc[size - 1]:
-        size += 1
-    hidden[order[:size]] = True
-    return hidden
 
 
 def _verdict(groups: pd.DataFrame, rows: pd.DataFrame, n: results.Numbers) -> str:

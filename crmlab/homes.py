@@ -51,6 +51,16 @@ class Homes:
         return self.shop.numbers
 
     @property
+    def busiest(self) -> str:
+        """The own store with most visits, the first by id among equals, or where none is known."""
+        ids = self.own["store_id"]
+        if self.visits is None:
+            return str(ids.iloc[0])
+        seen = self.visits.group_by("store_id").aggregate(visits=self.visits.visits.sum())
+        counts = seen.to_pandas().set_index("store_id")["visits"].reindex(ids).fillna(0)
+        return str(counts.idxmax())
+
+    @property
     def own(self) -> pd.DataFrame:
         """The shop's own stores."""
         return self.stores[self.stores["own"]].reset_index(drop=True)

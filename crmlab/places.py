@@ -14,6 +14,7 @@ from crmlab import tables
 if TYPE_CHECKING:
     import ibis.expr.types as ir
     import numpy as np
+    import pandas as pd
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -215,6 +216,18 @@ def cell_shape(
         return {"type": "Polygon", "coordinates": [[*shell[:-1], shell[0]] for shell in shells]}
     shell = outer + (inner if inner_km else [[longitude, latitude]])
     return {"type": "Polygon", "coordinates": [[*shell, shell[0]]]}
+
+
+def geojson(rows: pd.DataFrame) -> str:
+    """Return the rows, each with a GeoJSON `geometry`, as a collection of features."""
+    import json
+
+    about = json.loads(rows.drop(columns="geometry").to_json(orient="records"))
+    features = [
+        {"type": "Feature", "properties": properties, "geometry": geometry}
+        for properties, geometry in zip(about, rows["geometry"], strict=True)
+    ]
+    return json.dumps({"type": "FeatureCollection", "features": features}, ensure_ascii=False)
 
 
 def equal_area(shapes: Any) -> Any:

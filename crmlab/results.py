@@ -307,6 +307,7 @@ def publish(
     kpis: Sequence[Kpi] = (),
     left_out: pd.DataFrame | None = None,
     tables: Mapping[str, ir.Table] | None = None,
+    files: Mapping[str, str] | None = None,
     numbers: Numbers | None = None,
     used: Mapping[str, Any] | None = None,
 ) -> None:
@@ -321,6 +322,7 @@ def publish(
     kpis : the tiles, in order
     left_out : DataFrame, columns `what`, `rows`, `money`: see `sources.TableCheck.left_out`
     tables : name -> table with one row per customer; stays private
+    files : name with its ending -> text to write beside them, such as GeoJSON; stays private
     numbers : how figures print; the shop's `numbers`
     used : parameter -> what the notebook took where it was left empty, for the page's end
     """
@@ -332,6 +334,11 @@ def publish(
             if not name.isidentifier():
                 raise ValueError(f"A published table needs a plain name, not {name!r}.")
             table.to_parquet(str(Path(folder, f"{name}.parquet")))
+    for name, text in (files or {}).items():
+        if folder := os.environ.get("CRMLAB_RUN_DIR"):
+            if not re.fullmatch(r"\w+\.\w+", name):
+                raise ValueError(f"A published file needs a plain name, not {name!r}.")
+            Path(folder, name).write_text(text, encoding="utf-8")
     tiles = [
         {**asdict(kpi), "value": float(kpi.value), "text": numbers.kpi(kpi.value, kpi.kind)}
         for kpi in kpis

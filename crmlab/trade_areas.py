@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from crmlab import places, results, tables
 from crmlab.distances import DIGITS, Decay, decay, pairs
+from crmlab.stocks import Table
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from crmlab.homes import Homes
 
-__all__ = ["Decay", "Overlap", "TradeAreas", "areas", "decay", "overlap", "ratios"]
+__all__ = ["Decay", "Overlap", "TradeAreas", "areas", "decay", "overlap", "overlaps", "ratios"]
 
 SHARES = (0.6, 0.8, 0.95)  # the first is the primary trade area, as Esri has it
 WEIGHTS = ("customers", "spend", "visits")
@@ -291,6 +292,33 @@ def ratios(one_km2: float, other_km2: float, shared_km2: float) -> Overlap:
     return Overlap(
         one_km2 / other_km2, shared_km2 / either, shared_km2 / one_km2, shared_km2 / other_km2
     )
+
+
+def overlaps(areas: TradeAreas) -> Table:
+    """Tell which stores' primary trade areas lie on each other most, as far as they do.
+
+    Raises
+    ------
+    DataError where fewer than two stores have an area, or none lies on another
+    """
+    n, found = areas.numbers, overlap(areas)
+    found = found[found["overlap_km2"] > 0].sort_values("of_both", ascending=False, kind="stable")
+    if found.empty:
+        raise tables.DataError("No two stores have primary trade areas that lie on each other.")
+    first = found.iloc[0]
+    verdict = (
+        f"The primary trade areas of {first['name']} and {first['other_name']} lie on each other "
+        f"most: {n.percent(first['of_first'], 0)} of the first and "
+        f"{n.percent(first['of_second'], 0)} of the second are shared."
+    )
+    rows = found[["name", "other_name", "area_km2", "other_km2", "overlap_km2", "size_ratio",
+                  "of_both", "of_first", "of_second"]].round(3)  # fmt: skip
+    rows.columns = ["store", "other", "km² of the first", "of the other", "shared", "first : other",
+                    "shared, of both", "of the first", "of the other store"]  # fmt: skip
+    return Table(
+        "Trade areas that lie on each other", rows.reset_index(drop=True), verdict, n,
+        shares=tuple(rows.columns[5:]), note="The four shares are those that Esri gives.",
+    )  # fmt: skip
 
 
 def overlap(areas: TradeAreas, *, share: float | None = None) -> pd.DataFrame:

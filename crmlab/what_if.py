@@ -54,6 +54,11 @@ class WhatIf:
     elsewhere: tuple[float, float, float] | None
     numbers: results.Numbers
 
+    @property
+    def what(self) -> str:
+        """What a chart of it counts."""
+        return "visits"
+
     def to_frame(self) -> pd.DataFrame:
         """Return the table."""
         return self.rows.copy()
@@ -227,6 +232,20 @@ def with_store(
         + (FROM_OTHERS if len(rivals) else ONLY_OURS)
     )
     return WhatIf("If a new store opened", rows, verdict, _told(model, notes), None, model.numbers)
+
+
+def opened(model: Huff, said: str, *, seed: int = 1) -> WhatIf:
+    """Read "latitude, longitude, square metres" of a new store, and tell as `with_store` does."""
+    try:
+        given = [float(part) for part in said.split(",")]
+    except ValueError:
+        given = []
+    if len(given) not in (2, 3):
+        raise tables.UsageError(
+            f"The new store is {said!r}; write its latitude, longitude and square metres, "
+            "such as 48.62, 23.14, 800."
+        )
+    return with_store(model, *given, seed=seed)
 
 
 def _told(model: Huff, notes: list[str]) -> tuple[str, ...]:

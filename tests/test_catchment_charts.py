@@ -30,6 +30,9 @@ class Answer:
     verdict: str = "As the test says."
     numbers: results.Numbers = EURO
 
+    def shown(self):
+        return self.rows
+
 
 def cells(rings_km=(5.0, 10.0, 20.0), sectors=8, most=1_435, **more):
     """Every cell has customers, more of them in the outer rings and clockwise from north."""
@@ -216,11 +219,11 @@ def test_the_customer_radar_stays_within_its_picture_with_long_names_of_ten_occu
 
 def reach(stores=7):
     rows = [
-        {"store": f"Store {s}", "from_km": km, "to_km": km + 2.5, "customers": 100.0,
-         "buyers": 90 - 10.0 * s, "share": 0.9 - s / 10 - km / 50, "low": 0.0, "high": 0.95}
+        {"name": f"Store {s}", "from_km": km, "to_km": km + 2.5, "customers": 100.0,
+         "bought": 90 - 10.0 * s, "share": 0.9 - s / 10 - km / 50, "low": 0.0, "high": 0.95}
         for s in range(stores) for km in (0.0, 2.5, 5.0)]  # fmt: skip
     rows += [{**rows[2], "from_km": 7.5, "to_km": 10.0, **dict.fromkeys(
-        ("buyers", "share", "low", "high"), math.nan)}]  # fmt: skip
+        ("bought", "share", "low", "high"), math.nan)}]  # fmt: skip
     return Answer(pd.DataFrame(rows))
 
 
