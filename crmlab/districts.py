@@ -56,7 +56,10 @@ class Districts:
         n = self.numbers
         kinds: dict[str, Any] = {"population": n.number, "purchasing_power": n.number}
         kinds["area_km2"] = lambda km2: n.number(km2, 2)
-        return notes + results.html_table(rows, title="Districts", formats=kinds)
+        headings: dict[Any, str] = {
+            "purchasing_power": f"{n.currency} per person and year", "area_km2": "km²",
+        }  # fmt: skip
+        return notes + results.html_table(rows, title="Districts", formats=kinds, headings=headings)
 
 
 @dataclass(frozen=True)
