@@ -298,5 +298,8 @@ def _caution(homes: Homes, located: int, table: pd.DataFrame, stores: int) -> st
     if most := max(lost.values()):
         n, k = homes.numbers, homes.k
         told = f"fewer than {k}" if results.few(most, k) else n.number(most)
-        return f"A coordinate of {told} was (0, 0), out of range or unreadable, and is unknown."
+        return (
+            f"A coordinate of {told} customers was (0, 0), out of range or unreadable, and is "
+            "unknown."
+        )
     return ""

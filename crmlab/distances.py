@@ -72,8 +72,9 @@ class Decay:
         kinds |= {name: n.number for name in ("customers", "bought")}
         kinds |= {name: lambda km: n.number(km, DIGITS) for name in ("from_km", "to_km")}
         table = results.html_table(
-            shown, title=f"Who buys, by distance, last {self.days} days", formats=kinds
-        )
+            shown, title=f"Who buys, by distance, last {self.days} days", formats=kinds,
+            headings={"from_km": "from, km", "to_km": "to, km"},
+        )  # fmt: skip
         return f"<p>{escape(self.verdict)}</p>{table}"
 
 

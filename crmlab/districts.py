@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ class Districts:
 
     frame: pd.DataFrame
     notes: tuple[str, ...]
+    numbers: results.Numbers = results.Numbers()
 
     @cached_property
     def flat(self) -> Array:
@@ -52,10 +53,13 @@ class Districts:
     def _repr_html_(self) -> str:
         notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
         rows = self.frame.drop(columns="shape")
-        n = results.Numbers()
+        n = self.numbers
         kinds: dict[str, Any] = {"population": n.number, "purchasing_power": n.number}
         kinds["area_km2"] = lambda km2: n.number(km2, 2)
-        return notes + results.html_table(rows, title="Districts", formats=kinds)
+        headings: dict[Any, str] = {
+            "purchasing_power": f"{n.currency} per person and year", "area_km2": "km²",
+        }  # fmt: skip
+        return notes + results.html_table(rows, title="Districts", formats=kinds, headings=headings)
 
 
 @dataclass(frozen=True)
@@ -215,8 +219,8 @@ def of(shop: Shop) -> Districts:
         notes.append(_named(frame["district_id"][broken & usable], "an outline crossed itself"))
     frame = frame.assign(shape=_repaired(shapes))[usable].reset_index(drop=True)
     frame["area_km2"] = shapely.area(places.equal_area(frame["shape"].to_numpy()))
-    found = Districts(frame, tuple(notes))
-    return Districts(frame, (*notes, *_overlaps(found)))
+    found = Districts(frame, tuple(notes), shop.numbers)
+    return replace(found, notes=(*notes, *_overlaps(found)))
 
 
 def _repaired(shapes: Array) -> Array:

@@ -135,7 +135,7 @@ class TradeAreas:
 
 @dataclass(frozen=True)
 class Overlap:
-    """How two areas lie on each other, Esri's four ratios; shares of 1.
+    """How two areas lie on each other: Esri's four ratios, A1 to A4, as shares of 1.
 
     size_ratio: the first area by the second; of_both: the overlap by all that either covers;
     of_first and of_second: the overlap by each area.

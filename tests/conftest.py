@@ -1,5 +1,6 @@
 """Shared by the tests: shops to test on, and the tools that a test may need."""
 
+import dataclasses
 import importlib.util
 import os
 import shutil
@@ -67,6 +68,50 @@ def sample():
     from crmlab import sources
 
     return lambda: sources.open_shop("cdnow-sample")
+
+
+@pytest.fixture(scope="session")
+def town(tmp_path_factory):
+    """Make the homes of a shop from customers and stores with places, and who bought where.
+
+    A shop is opened once; a second each is too much for tests that need another city.
+    """
+    import ibis
+    import pandas as pd
+
+    from crmlab import homes, places, sources
+
+    folder = tmp_path_factory.mktemp("town")
+    where = "a,50.45,30.52\n"
+    (folder / "customers.csv").write_text(f"customer_id,latitude,longitude\n{where}")
+    (folder / "stores.csv").write_text(f"store_id,latitude,longitude\n{where}")
+    (folder / "transactions.csv").write_text(
+        "customer_id,purchased_at,amount,store_id\na,2025-12-30,1,a\n"
+    )
+    (folder / "shop.toml").write_text("")
+    base = homes.of_customers(sources.open_shop(folder / "shop.toml"), as_of="2025-12-31")
+
+    def make(people, stores, visits):
+        visits = pd.DataFrame({"amount": 10.0} | visits)
+        spend = visits.groupby("customer_id")["amount"].sum().rename("spend").reset_index()
+        rows = pd.DataFrame(people).merge(spend, on="customer_id")
+        rows = rows.assign(bought=True, new=False)
+        landed = base.shop.landed(ibis.memtable(rows), "people")
+        landed = landed.mutate(member=ibis.null("boolean"), points=ibis.null("float64"))
+        found = {"rows": base.shop.landed(places.on_sphere(landed), "people")}
+        if "store_id" in visits:
+            by = visits.groupby(["customer_id", "store_id"])["amount"]
+            bought = by.agg(visits="size", spend="sum").reset_index()
+            found["visits"] = base.shop.landed(ibis.memtable(bought), "bought")
+        else:
+            found["visits"] = None
+        stores = pd.DataFrame(stores).assign(name=lambda one: one["store_id"])
+        stores["own"] = stores.get("own", pd.Series(True, index=stores.index)).astype(bool)
+        located = stores[stores["latitude"].notna()].reset_index(drop=True)
+        lost = len(stores) - len(located)
+        return dataclasses.replace(base, **found, stores=located, lost=lost)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 from crmlab import coordinates, homes, sources
 from crmlab.coordinates import COARSE, FAR, MISSING, SHARED, SWAPPED
 from crmlab.tables import UsageError
-from tests.test_trade_areas import AS_OF, around, disc, open_world, store
+from tests.test_trade_areas import AS_OF, around, disc, store
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def spoiled(home, tmp_path_factory):
     frame.loc[groups[SHARED], ["latitude", "longitude"]] = (48.6215, 23.1415)
     frame.loc[groups[FAR], ["latitude", "longitude"]] = [
         (52.5001, 13.4),
-        (-33.9, 151.2),
-        (35.7, -9.1),
+        (-33.8765, 151.2),
+        (35.7654, -9.1),
     ]
     # Forty are empty, thirty are what the door takes for unknown.
     frame.loc[groups[MISSING][:40], ["latitude", "longitude"]] = math.nan
@@ -94,11 +94,11 @@ def test_a_customer_is_far_from_what_distance_on_the_analyst_says(spoiled):
 
 
 @pytest.mark.parametrize("whose", ["customers", "stores"])
-def test_a_file_swapped_as_a_whole_is_said_in_one_sentence(tmp_path, whose):
+def test_a_file_swapped_as_a_whole_is_said_in_one_sentence(town, whose):
     people, stores = pd.DataFrame(around(50.45, 30.52, *disc(3, 100, 1))), pd.DataFrame([store()])
     spoilt = people if whose == "customers" else stores
     spoilt[["latitude", "longitude"]] = spoilt[["longitude", "latitude"]].to_numpy()
-    base = open_world(tmp_path, people, stores, {"customer_id": people["customer_id"]})
+    base = town(people, stores, {"customer_id": people["customer_id"]})
     found = coordinates.quality(base)
     assert found.caution.startswith("Most customers would be near a store were latitude and long")
     assert found.rows.set_index("what").loc[SWAPPED, "customers"] == 100
@@ -109,9 +109,12 @@ def test_a_file_swapped_where_no_longitude_is_a_latitude_is_asked_about(tmp_path
     people = pd.DataFrame(around(35.7, 139.7, *disc(3, 100, 1)))
     people[["latitude", "longitude"]] = people[["longitude", "latitude"]].to_numpy()
     people.loc[0, ["latitude", "longitude"]] = (35.7, 139.7)
-    base = open_world(
-        tmp_path, people, [store("S1", 35.7, 139.7)], {"customer_id": people["customer_id"]}
-    )
+    people.to_csv(tmp_path / "customers.csv", index=False)
+    pd.DataFrame([store("S1", 35.7, 139.7)]).to_csv(tmp_path / "stores.csv", index=False)
+    sales = people[["customer_id"]].assign(purchased_at=AS_OF, amount=10)
+    sales.to_csv(tmp_path / "transactions.csv", index=False)
+    (tmp_path / "shop.toml").write_text("")
+    base = homes.of_customers(sources.open_shop(tmp_path / "shop.toml"), as_of=AS_OF)
     found = coordinates.quality(base)
     assert "Most latitudes in the table customers are out of range" in found.caution
     # 99 of 100 are missing: to say so would tell of the last one.
@@ -119,10 +122,15 @@ def test_a_file_swapped_where_no_longitude_is_a_latitude_is_asked_about(tmp_path
     assert found.to_frame()["share"].isna().tolist()[:2] == [True, True]
 
 
-def test_one_swapped_store_among_others_is_counted(tmp_path):
+def test_one_swapped_store_among_others_is_counted(town):
     people = around(50.45, 30.52, *disc(3, 40, 2))
-    stores = [store("S1"), store("S2", 30.5, 50.46), store("S3", 50.47, 30.55), store("S4", "", "")]
-    base = open_world(tmp_path, people, stores, {"customer_id": people["customer_id"]})
+    stores = [
+        store("S1"),
+        store("S2", 30.5, 50.46),
+        store("S3", 50.47, 30.55),
+        store("S4", None, None),
+    ]
+    base = town(people, stores, {"customer_id": people["customer_id"]})
     found = coordinates.quality(base)
     assert found.stores.set_index("what")["stores"].to_dict() == {
         "located": 3, MISSING: 1, SWAPPED: 1,
@@ -130,24 +138,22 @@ def test_one_swapped_store_among_others_is_counted(tmp_path):
     assert "1 of 3 stores would be near the customers" in found.verdict
 
 
-def test_the_nearest_store_lies_across_the_line_where_a_day_begins(tmp_path):
+def test_the_nearest_store_lies_across_the_line_where_a_day_begins(town):
     people = around(-16.8, 179.99, *disc(5, 60, 3))
     assert min(people["longitude"]) < -179.9
-    base = open_world(
-        tmp_path, people, [store("S1", -16.8, 179.99)], {"customer_id": people["customer_id"]}
-    )
+    base = town(people, [store("S1", -16.8, 179.99)], {"customer_id": people["customer_id"]})
     counts = coordinates.quality(base).rows.set_index("what")["customers"]
     assert (counts["located"], counts[FAR], counts[SWAPPED]) == (60, 0, 0)
 
 
-def test_of_fewer_than_k_customers_nothing_is_told(tmp_path):
+def test_of_fewer_than_k_customers_nothing_is_told(town):
     people = around(50.45, 30.52, *disc(3, 5, 4))
-    base = open_world(tmp_path, people, [store()], {"customer_id": people["customer_id"]})
+    base = town(people, [store()], {"customer_id": people["customer_id"]})
     found = coordinates.quality(base)
     assert set(found.to_frame()["customers"]) == {"fewer than 10"}
     assert found.to_frame()["share"].isna().all()
     assert found.verdict.startswith("Fewer than 10 customers")
-    nowhere = {"customer_id": ["a"], "latitude": [""], "longitude": [""]}
-    base = open_world(tmp_path, nowhere, [store()], {"customer_id": ["a"] * 30})
+    nowhere = {"customer_id": ["a"], "latitude": [math.nan], "longitude": [math.nan]}
+    base = town(nowhere, [store()], {"customer_id": ["a"] * 30})
     assert coordinates.quality(base).rows["customers"].tolist() == [0, 1, 0, 0, 0, 0]
     assert coordinates.to_repair(base).to_pandas()["what"].tolist() == [MISSING]

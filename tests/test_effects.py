@@ -199,3 +199,9 @@ def test_hillstrom_itself_gives_these_moments():
         one = Moments.of_sums(len(spent), spent.sum(), (spent**2).sum())
         assert (one.n, one.mean) == (found.n, pytest.approx(found.mean))
         assert one.variance == pytest.approx(found.variance, rel=1e-6)
+
+
+def test_wilson_1927_and_the_interval_of_newcombe_that_is_made_of_it():
+    # Newcombe (1998), Statistics in Medicine 17, 857-872, table I, method 3: 81/263 and 0/20.
+    assert effects.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert effects.wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)

@@ -2,6 +2,7 @@ import datetime as dt
 import json
 
 import ibis
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -119,3 +120,25 @@ def test_a_published_table_cannot_leave_the_folder(published, tmp_path, monkeypa
     monkeypatch.setenv("CRMLAB_RUN_DIR", str(tmp_path / "run"))
     with pytest.raises(ValueError, match="plain name"):
         results.publish(summary="x", tables={"../escape": ibis.memtable({"a": [1]})})
+
+
+def test_what_is_hidden_cannot_be_found_from_the_totals():
+    counts, random = ["customers", "new", "rest"], np.random.default_rng(10)
+    partly = 0
+    for _ in range(80):
+        cells = pd.DataFrame({"customers": random.integers(0, 60, 8) * random.integers(0, 2, 8)})
+        cells["new"] = random.binomial(cells["customers"], 0.4)
+        cells["rest"] = cells["customers"] - cells["new"]
+        cells["most"] = random.integers(0, 60, 8) * (cells["customers"] > 0)
+        cells["spend"] = cells["most"] + random.integers(0, 200, 8) * (cells["customers"] > 1)
+        hidden = results.hidden(cells, counts=counts, k=10, largest={"spend": "most"})
+        told, kept = cells[~hidden], cells[hidden]
+        assert not ((told[counts] > 0) & (told[counts] < 10)).any(axis=None)
+        assert not ((told["most"] > 0) & (told["most"] * 2 >= told["spend"])).any()
+        assert (kept["customers"] > 0).all()
+        if kept.empty or hidden[cells["customers"] > 0].all():
+            continue
+        partly += 1
+        assert not any(results.few(kept[name].sum(), 10) for name in counts)
+        assert kept["most"].max() * 2 < kept["spend"].sum() or not kept["most"].any()
+    assert partly > 20
