@@ -46,16 +46,18 @@ class Directions:
         return self.rows.copy()
 
     def _repr_html_(self) -> str:
-        n, rows = self.numbers, self.rows.drop(columns=["state"])
+        n = self.numbers
+        first = ["sector", "value", "low", "high", "reachable", "penetration", "customers", "new",
+                 "spend", "distance_km", "bearing"]  # fmt: skip
+        rows = self.rows[[name for name in first if name in self.rows]]
         formats: dict[str, Any] = {
             name: n.number for name in rows.select_dtypes("number").columns if name != "spend"
         }
         formats |= {"spend": lambda x: n.money(x, 0), "distance_km": lambda x: n.number(x, 1)}
         formats |= {"penetration": n.percent} if "penetration" in rows else {}
         headings = {
-            "distance_km": "middle, km away", "bearing": "middle, degrees from north",
-            "value": "customers missing", "reachable": "people who are no customers",
-            "new": "new customers",
+            "distance_km": "middle, km", "bearing": "at degrees", "value": "missing",
+            "reachable": "people, no customers", "penetration": "are customers", "new": "new",
         }  # fmt: skip
         table = results.html_table(
             rows, title=f"Directions from {self.store}", formats=formats, headings=headings

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from crmlab import districts, homes, places, results, tables
 from crmlab.homes import Homes
+from crmlab.stocks import Table
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -106,6 +107,23 @@ class Cells:
         rest = len(self.totals) - 3
         more = f" {n.number(rest)} more stores are in the table." if rest > 0 else ""
         return " ".join(told) + more
+
+    @property
+    def by_store(self) -> Table:
+        """The customers of each ring around each store, where no cell of the ring is hidden."""
+        n, rows = self.numbers, self.rows[self.rows["sector"] >= 0]
+        secret = (rows["state"] == "hidden").groupby([rows["store_id"], rows["to_km"]]).any()
+        sums = rows.groupby(["store_id", "to_km"])["customers"].sum().mask(secret).unstack()
+        sums = sums.reindex(self.totals["store_id"]).reset_index(drop=True)
+        sums.columns = [f"within {n.number(sums.columns[0])} km" if not ring else
+                        f"{n.number(sums.columns[ring - 1])} to {n.number(radius)} km"
+                        for ring, radius in enumerate(sums.columns)]  # fmt: skip
+        sums.insert(0, "store", self.totals["store"])
+        sums[OUTSIDE] = self.totals["outside"].to_numpy()
+        return Table(
+            "Customers by distance from each store", sums, self.verdict, n,
+            note="A dash stands where a cell of the ring is hidden.",
+        )  # fmt: skip
 
     @property
     def kpis(self) -> list[results.Kpi]:

@@ -163,6 +163,8 @@ def _rounded(values: pd.Series[float], n: results.Numbers) -> Callable[[float], 
 def huff(result: Ranking) -> Chart:
     """Draw what each store would gain or lose in a what-if, with intervals."""
     n, rows = result.numbers, result.rows[result.rows["difference"].notna()]
+    # What a closed store loses is all that it has: no need to see it, and a scale of its own.
+    rows = rows[rows["after"] > 0]
     rows = rows.sort_values("difference", ascending=False, kind="stable")
     printed = _rounded(rows[["before", "after"]].max(), n)
 

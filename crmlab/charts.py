@@ -14,7 +14,7 @@ from crmlab.catchment_charts import decay, huff, sectors
 from crmlab.churn_charts import keeping, reasons, risk_by_tenth, risk_over_time
 from crmlab.customer_charts import bridge, early_warning, retention, stock
 from crmlab.drawing import ACTUAL, MODEL, MUTED, STYLE, Chart
-from crmlab.radar_charts import customer_radar, ring_sector
+from crmlab.radar_charts import customer_radar, ring_sector, ring_sectors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +43,7 @@ __all__ = [
     "reasons",
     "retention",
     "ring_sector",
+    "ring_sectors",
     "risk_by_tenth",
     "risk_over_time",
     "season",

@@ -151,7 +151,7 @@ class InDistricts:
         return " ".join(words)
 
     def _repr_html_(self) -> str:
-        n, shown = self.numbers, self.shown().drop(columns="district_id")
+        n, shown = self.numbers, self.shown().drop(columns=["district_id", "state"])
         kinds: dict[str, Any] = dict.fromkeys(("population", "customers", "members", "new"))
         kinds = {name: n.number for name in kinds}
         kinds |= {"penetration": n.percent, "spend": lambda money: n.money(money, 0)}

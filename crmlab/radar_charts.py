@@ -56,18 +56,28 @@ class Cells(Protocol):
     def rows(self) -> pd.DataFrame: ...  # noqa: D102
 
 
-def ring_sector(result: Cells) -> Chart:
+def ring_sectors(result: Cells) -> list[Chart]:
+    """Draw each measure of `ring_sector` in a chart of its own, to stand side by side."""
+    rows = result.rows[result.rows["ring"] >= 0]
+    return [ring_sector(result, only=name) for name in _known(rows)]
+
+
+def ring_sector(result: Cells, *, only: str = "") -> Chart:
     """Draw customers, members, spend and what else is known by ring and sector around a store.
 
     The rings are equally wide in the picture; their radii are written on them. Where the
     cells are too narrow for numbers, with seven rings or five of 16 sectors, colours are left.
+    With `only`, one measure, the others are left out.
     """
     n, rows = result.numbers, result.rows[result.rows["ring"] >= 0]
-    measures = [name for name in MEASURES if name in rows and rows[name].notna().any()]
+    measures = [only] if only else _known(rows)
     hole, width = _measured(len(result.rings_km), result.sectors)
     disc = hole + width * len(result.rings_km)
     panel, head, foot = 2 * disc + 66, 42, 50
-    title, told = "Where do our customers live?", _told(result, rows, measures)
+    title = (
+        f"{MEASURES[only]}{_unit(rows, only, result)}" if only else "Where do our customers live?"
+    )
+    told = _told(result, rows, measures)
     store = f"Around {result.store}. " if result.store else ""
     around = f"around {drawing.short(result.store, 30)}, " if result.store else ""
     reach = drawing.km(result.rings_km[-1], n)
@@ -78,10 +88,15 @@ def ring_sector(result: Cells) -> Chart:
                   fontsize=SMALL)  # fmt: skip
         for at, name in enumerate(measures):
             middle = CENTRE, height - head - panel * (at + 0.5) - 12
-            _panel(axes, middle, result, rows, name, hole, width)
+            _panel(axes, middle, result, rows, name, hole, width, titled=not only)
         seen = {_state(row, name) for row in rows.to_dict("records") for name in measures}
         _key(axes, n.number(result.k), seen)
     return chart
+
+
+def _known(rows: pd.DataFrame) -> list[str]:
+    """Return the measures of which something can be shown."""
+    return [name for name in MEASURES if name in rows and rows[name].notna().any()]
 
 
 def _measured(rings: int, sectors: int) -> tuple[float, float]:
@@ -124,13 +139,16 @@ def _panel(
     name: str,
     hole: float,
     width: float,
+    *,
+    titled: bool,
 ) -> None:
     """Draw one measure around its middle."""
     n, rings, sectors = result.numbers, len(result.rings_km), result.sectors
     disc = hole + width * rings
     printed, unit = _printed(rows[name], name, n, narrow=width < 32)
-    axes.text(0, middle[1] + disc + 28, f"{MEASURES[name]}{unit}", color=INK, fontsize=11.5,
-              fontweight="bold")  # fmt: skip
+    if titled:
+        axes.text(0, middle[1] + disc + 28, f"{MEASURES[name]}{unit}", color=INK, fontsize=11.5,
+                  fontweight="bold")  # fmt: skip
     drawn = [(row, _state(row, name)) for row in rows.to_dict("records")]
     largest = max((row[name] for row, state in drawn if state == "value"), default=0)
     for row, state in drawn:
@@ -153,6 +171,12 @@ def _panel(
         x, y = _polar(middle, hole + width * ring, 0.5 / sectors)
         words = drawing.km(radius, n) + (" km" if ring == rings else "")
         axes.text(x, y, words, color=MUTED, fontsize=SMALL, ha="center", va="center", bbox=BOX)
+
+
+def _unit(rows: pd.DataFrame, name: str, result: Cells) -> str:
+    """Return the unit of a measure, as it stands behind its name."""
+    _, width = _measured(len(result.rings_km), result.sectors)
+    return _printed(rows[name], name, result.numbers, narrow=width < 32)[1]
 
 
 def _state(row: dict[str, Any], name: str) -> str:

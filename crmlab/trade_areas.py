@@ -122,12 +122,11 @@ class TradeAreas:
         kinds |= {"customers": n.number, "beyond": n.percent}
         of = "" if self.weight == "customers" else f" of {self.weight}"
         headings: dict[Any, str] = {
-            name: f"{float(name.removeprefix('km_')):g} %{of} within, km"
-            for name in _distances(shown)
+            name: f"{float(name.removeprefix('km_')):g} %{of}, km" for name in _distances(shown)
         }
         headings |= {"beyond": f"beyond {self.beyond_km:g} km"}
         table = results.html_table(
-            shown, title=f"From how far they come, last {self.days} days",
+            shown, title=f"Within how many km how many of them live, last {self.days} days",
             formats=kinds, headings=headings,
         )  # fmt: skip
         return f"<p>{escape(self.verdict)}</p>{table}"

@@ -73,6 +73,7 @@ def sections(notebook: Any) -> tuple[str, list[Section], dict[str, Any]]:
                     parts[-1].blocks.append({"kind": "markdown", "text": text})
         elif cell.cell_type == "code":
             parts[-1].code.append(cell.source)
+            before = len(parts[-1].blocks)
             for output in cell.outputs:
                 block = _block(output)
                 if output.get("data", {}).get(results.MIME_TYPE):
@@ -80,6 +81,10 @@ def sections(notebook: Any) -> tuple[str, list[Section], dict[str, Any]]:
                 elif block:
                     number += block["kind"] == maps.MIME_TYPE
                     parts[-1].blocks.append(_numbered(block, number))
+            pictures = [one for one in parts[-1].blocks[before:] if one["kind"] == "image/svg+xml"]
+            if len(pictures) > 1 and pictures == parts[-1].blocks[before:]:
+                # Several pictures of one cell stand side by side where there is room.
+                pictures[0]["begins"] = pictures[-1]["ends"] = "multiples"
             if any(output.get("ename") == results.PageEnds.__name__ for output in cell.outputs):
                 break
     if not title:
