@@ -1,4 +1,4 @@
-"""What Huff's model says of a store that closes or opens, and which customers two stores share."""
+"""What Huff's model says of a store that closes or opens."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from crmlab import results, tables
-from crmlab.choices import CELLS, Choices, kilometres
+from crmlab.choices import Choices, kilometres
 from crmlab.exponents import shares
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from crmlab.homes import Homes
     from crmlab.huff import Huff
 
     Array = np.ndarray[Any, np.dtype[Any]]
@@ -119,13 +118,7 @@ def without(model: Huff, store_id: str, *, seed: int = 1) -> WhatIf:
     stay = found.number - 1
 
     def moved(some: slice, exponents: Array) -> Array:
-        """Return visits and spend of the closed store by the store (column) they go to."""
-        went, there = found.some(some), rest.some(some)
-        totals = np.zeros((2, stay + len(rivals)))
-        for part, was in zip(_parts(there), _parts(went), strict=True):
-            chance = shares(part, exponents)
-            for nth, what in enumerate((was.visits, was.spend)):
-                totals[nth] += what[:, closed].astype(float) @ chance
+        totals = _to_others(found.some(some), rest.some(some), closed, exponents)
         # What goes to competitors stands together, in the last column.
         return np.column_stack([totals[:, :stay], totals[:, stay:].sum(axis=1)])
 
@@ -204,14 +197,9 @@ def with_store(
     every = _beside(_beside(found, rivals), new)
 
     def moved(some: slice, exponents: Array) -> Array:
-        """Return visits and spend that go to the new store by the store (column) they leave."""
-        totals = np.zeros((2, found.number))
-        for part, was in zip(_parts(every.some(some)), _parts(found.some(some)), strict=True):
-            chance = shares(part, exponents)[:, -1]
-            for nth, what in enumerate((was.visits, was.spend)):
-                totals[nth] += chance @ what.astype(float)
+        totals = _to_new(found.some(some), every.some(some), exponents)
         # What the new store takes in all stands last, with an interval of its own.
-        return -np.column_stack([totals, -totals.sum(axis=1)])
+        return np.column_stack([-totals, totals.sum(axis=1)])
 
     point, low, high = _with_interval(model, moved, seed=seed)
     taken = point[0, -1]
@@ -271,10 +259,28 @@ def _beside(found: Choices, others: pd.DataFrame) -> Choices:
     return replace(found, far=np.concatenate([found.far, *far], axis=1), area=area)
 
 
-def _parts(found: Choices) -> list[Choices]:
-    """Give the same parts whatever the number of stores."""
-    step = max(1, CELLS // 20)
-    return [found.some(slice(at, at + step)) for at in range(0, found.customers, step)]
+def _to_others(was: Choices, rest: Choices, closed: int, exponents: Array) -> Array:
+    """Return visits and spend (rows) of a closed store by the store (column) they go to."""
+    import numpy as np
+
+    totals = np.zeros((2, rest.number))
+    for part, rows in rest.parts():
+        chance = shares(part, exponents)
+        for nth, what in enumerate((was.visits, was.spend)):
+            totals[nth] += what[rows, closed].astype(float) @ chance
+    return totals
+
+
+def _to_new(was: Choices, every: Choices, exponents: Array) -> Array:
+    """Return visits and spend (rows) that go to the last store by the one (column) they leave."""
+    import numpy as np
+
+    totals = np.zeros((2, was.number))
+    for part, rows in every.parts():
+        chance = shares(part, exponents)[:, -1]
+        for nth, what in enumerate((was.visits, was.spend)):
+            totals[nth] += chance @ what[rows].astype(float)
+    return totals
 
 
 def _before(found: Choices) -> Array:
@@ -328,118 +334,3 @@ def _rows(
         # Of one store alone it could be found again from the rest.
         frame[[name for name in frame.columns if name.startswith("spend_")]] = math.nan
     return frame
-
-
-@dataclass(frozen=True, eq=False)
-class Shared:
-    """Which customers the shop's own stores share.
-
-    `rows`, one per pair of stores that each have at least k customers: store and other; customers
-    and customers_of_other who bought there in the homes' days; both, who bought at both; share and
-    share_of_other, of each store's customers; visits_share, which part of the visits of those who
-    buy at both goes to the first; state, "value", "zero", or "hidden" where fewer than k bought at
-    both, or at one alone. The first of a pair shares the larger part of its customers.
-    """
-
-    rows: pd.DataFrame
-    k: int
-    days: int
-    numbers: results.Numbers
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return the table."""
-        return self.rows.copy()
-
-    @property
-    def verdict(self) -> str:
-        """Which two stores share most."""
-        n, told = self.numbers, self.rows[self.rows["state"] == "value"]
-        if told.empty:
-            return "No two stores share enough customers to tell."
-        top = told.sort_values("share", ascending=False, kind="stable").iloc[0]
-        return (
-            f"Of the customers of “{top['store']}” {n.percent(top['share'], 0)} also buy at "
-            f"“{top['other']}”, more than at any other pair; of those of “{top['other']}” "
-            f"{n.percent(top['share_of_other'], 0)} also buy at “{top['store']}”. Those who buy at "
-            f"both go to “{top['store']}” with {n.percent(top['visits_share'], 0)} of these visits."
-        )
-
-    def _repr_html_(self) -> str:
-        n = self.numbers
-        hidden = f"<{self.k}"
-        both = [
-            hidden if row.state == "hidden" else n.number(row.both)
-            for row in self.rows.itertuples()
-        ]  # fmt: skip
-        table = results.html_table(
-            self.rows.assign(both=both).drop(columns="state"),
-            title=f"Customers who bought at two of our stores in {self.days} days",
-            formats={
-                "both": str, "customers": n.number, "customers_of_other": n.number,
-                "share": n.percent, "share_of_other": n.percent, "visits_share": n.percent,
-            },
-            headings={
-                "customers_of_other": "customers of the other", "share": "also buy at the other",
-                "share_of_other": "of the other's, also here", "visits_share": "visits here",
-            },
-        )  # fmt: skip
-        return f"<p>{escape(self.verdict)}</p>{table}"
-
-
-def shared(homes: Homes) -> Shared:
-    """Count the customers who bought at each pair of the shop's own stores, home known or not.
-
-    Raises
-    ------
-    DataError where receipts name no store, or fewer than two stores have k customers
-    """
-    import pandas as pd
-
-    if homes.visits is None:
-        raise tables.DataError(f"Receipts of shop '{homes.shop.id}' name no store (store_id).")
-    own, k = homes.own.set_index("store_id")["name"], homes.k
-    visits = homes.visits.filter(homes.visits.store_id.isin(list(own.index)))
-    sizes = visits.group_by("store_id").aggregate(n=visits.count()).to_pandas()
-    count = sizes.set_index("store_id")["n"].sort_index()
-    count = count[count >= k]
-    if len(count) < 2:
-        raise tables.DataError(
-            f"Shop '{homes.shop.id}' has {len(count)} own store with at least {k} customers in "
-            f"{homes.days} days: there is no pair to compare."
-        )
-    here = visits.select("customer_id", "store_id", "visits")
-    there = here.rename(other="store_id", visits_there="visits")
-    pairs = here.inner_join(there, "customer_id").filter(lambda t: t.store_id < t.other)
-    found = pairs.group_by("store_id", "other").aggregate(
-        both=pairs.count(), visits=pairs.visits.sum(), visits_there=pairs.visits_there.sum()
-    )
-    known = found.to_pandas().set_index(["store_id", "other"])
-    rows = []
-    for nth, first in enumerate(count.index):
-        for second in count.index[nth + 1 :]:
-            both, a, b = 0, 0, 0
-            if (first, second) in known.index:
-                both, a, b = (int(one) for one in known.loc[(first, second)])
-            if count[second] < count[first]:
-                one, other, mine = second, first, b
-            else:
-                one, other, mine = first, second, a
-            alone = [count[one] - both, count[other] - both]
-            hidden = any(results.few(number, k) for number in (both, *alone))
-            share, of_other = both / count[one], both / count[other]
-            rows.append(
-                {
-                    "store": own[one], "other": own[other], "customers": count[one],
-                    "customers_of_other": count[other],
-                    "both": math.nan if hidden else float(both),
-                    "share": math.nan if hidden else share,
-                    "share_of_other": math.nan if hidden else of_other,
-                    "visits_share": mine / (a + b) if both and not hidden else math.nan,
-                    "state": "hidden" if hidden else "value" if both else "zero",
-                }
-            )  # fmt: skip
-    frame = pd.DataFrame(rows).sort_values(
-        ["share", "store", "other"], ascending=[False, True, True], kind="stable",
-        ignore_index=True,
-    )  # fmt: skip
-    return Shared(frame, k, homes.days, homes.numbers)
