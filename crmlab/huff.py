@@ -61,6 +61,11 @@ class Huff:
         return values
 
     @property
+    def new_store_error(self) -> float:
+        """The mean error for a store that the fit did not know, a share of 1; nan of two stores."""
+        return float(self.proof["new_store_error"].iloc[0])
+
+    @property
     def numbers(self) -> results.Numbers:
         """How figures print."""
         return self.homes.numbers

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
-FOR_INTERVALS = 50_000  # customers x stores of the lot on which the interval is found
-DRAWS = 200  # exponents that the visits allow, for the interval
+FOR_INTERVALS = 25_000  # customers x stores of the lot on which the interval is found
+DRAWS = 400  # worlds that the visits allow, for the interval
 NEW = "new store"
 COMPETITORS = (
     "Competitors are taken to draw people by the same law as our stores; our receipts cannot show "
@@ -39,8 +39,8 @@ class WhatIf:
     """What moves between the shop's own stores, by visits of customers whose home is known.
 
     `rows`, one per store: store, its name; visits before, as they were, and after; difference,
-    with low and high, 95 % for what is not known of the exponents; share_of_moved, which part of
-    what moves in all comes here or goes from here; and spend_before, spend_after, spend_difference,
+    with low and high, 95 % as `notes` say; share_of_moved, which part of what moves in all comes
+    here or goes from here; and spend_before, spend_after, spend_difference,
     spend_low, spend_high in shop currency, missing where one customer brings half or more of a
     store's. `elsewhere` are the visits lost to competitors, with low and high; none where no
     competitor is known, or a store opens.
@@ -122,32 +122,35 @@ def without(model: Huff, store_id: str, *, seed: int = 1) -> WhatIf:
         # What goes to competitors stands together, in the last column.
         return np.column_stack([totals[:, :stay], totals[:, stay:].sum(axis=1)])
 
-    point, low, high = _with_interval(model, moved, seed=seed)
+    point, low, high = _with_interval(model, moved, together=False, seed=seed)
     name = str(found.stores["name"].iloc[closed])
     change = [np.insert(one[:, :stay], closed, -_before(found)[:, closed], axis=1)
               for one in (point, low, high)]  # fmt: skip
     gone = _before(found)[0, closed]
     rows = _rows(model, found.stores["name"], *change, moved=gone)
     n = model.numbers
-    elsewhere = (point[0, stay], low[0, stay], high[0, stay]) if len(rivals) else None
+    elsewhere = None
+    if len(rivals):
+        elsewhere = (float(point[0, stay]), float(low[0, stay]), float(high[0, stay]))
     gains = rows.drop(index=closed).sort_values("difference", ascending=False, kind="stable")
     first = gains.iloc[0]
     verdict = (
-        f"If “{name}” closed, most of its {n.number(gone)} visits in {model.homes.days} days would "
-        f"go to “{first['store']}”: {n.percent(first['share_of_moved'])} "
-        f"({n.percent(first['low'] / gone)} to {n.percent(first['high'] / gone)})."
+        f"If “{name}” closed, the largest part of its {n.number(gone)} visits in "
+        f"{model.homes.days} days would go to “{first['store']}”: "
+        f"{n.percent(first['share_of_moved'], 0)} ({n.percent(first['low'] / gone, 0)} to "
+        f"{n.percent(first['high'] / gone, 0)})."
     )
     if elsewhere:
-        lost = [n.percent(one / gone) for one in elsewhere]
+        lost = [n.percent(one / gone, 0) for one in elsewhere]
         verdict = (
             f"If “{name}” closed, {lost[0]} ({lost[1]} to {lost[2]}) of its {n.number(gone)} "
             f"visits in {model.homes.days} days would go to competitors, and "
-            f"{n.percent(first['share_of_moved'])} to “{first['store']}”."
+            f"{n.percent(first['share_of_moved'], 0)} to “{first['store']}”."
         )
     else:
         notes = [
             *notes,
-            "No competitor is known: all visits are taken to stay with us, and what would be lost "
+            "No competitor is in this model: all visits are taken to stay with us, and what would be lost "
             "to others is not in these figures.",
         ]
     return WhatIf(
@@ -201,7 +204,7 @@ def with_store(
         # What the new store takes in all stands last, with an interval of its own.
         return np.column_stack([-totals, totals.sum(axis=1)])
 
-    point, low, high = _with_interval(model, moved, seed=seed)
+    point, low, high = _with_interval(model, moved, together=True, seed=seed)
     taken = point[0, -1]
     names = pd.concat([found.stores["name"], pd.Series([NEW])], ignore_index=True)
     rows = _rows(model, names, point, low, high, moved=taken)
@@ -218,14 +221,16 @@ def with_store(
 
 
 def _told(model: Huff, notes: list[str]) -> tuple[str, ...]:
-    """Say what the interval does not hold, and what else is to be known."""
-    error = model.proof["new_store_error"].iloc[0]
-    interval = "The 95 % intervals hold what is not known of the exponents, and nothing else."
+    """Say what the interval holds, and what else is to be known."""
+    error, interval = model.new_store_error, "The 95 % intervals hold what is not known of the "
     if error == error:
         interval += (
-            f" Of a store that it did not know, the model foretold the visits with an error of "
+            "exponents, and that each store may draw more or less than its size and place say: of "
+            "stores that it did not know, the model foretold the visits with an error of "
             f"{model.numbers.percent(error)} on average."
         )
+    else:
+        interval += "exponents, and nothing else: of two stores none can be left out for a proof."
     return (interval, *notes, *model.notes)
 
 
@@ -291,22 +296,32 @@ def _before(found: Choices) -> Array:
 
 
 def _with_interval(
-    model: Huff, moved: Callable[[slice, Array], Array], *, seed: int
+    model: Huff, moved: Callable[[slice, Array], Array], *, together: bool, seed: int
 ) -> tuple[Array, Array, Array]:
-    """Return what moves, and the 2.5 and 97.5 % quantiles over exponents that the visits allow.
+    """Return what moves, and its 2.5 and 97.5 % quantiles.
 
-    The quantiles come from a lot of the customers where there are many: how much the answer changes
-    with the exponents does not hang on all of them.
+    They hold what the visits leave open of the exponents, and that a store draws more or less than
+    its size and place say, by as much as those did that were left out: a new store, so that all
+    moves `together`, or each that gains from one that closes, while as much moves in all.
+    They come from some of the customers where there are many: how much the answer changes with the
+    exponents does not hang on all of them.
     """
     import numpy as np
 
-    rng = np.random.default_rng(seed)
+    rng, error = np.random.default_rng(seed), model.new_store_error
     found = model.choices
     few = slice(max(2_000, FOR_INTERVALS // found.number))
     point, of_few = moved(slice(None), model.exponents), moved(few, model.exponents)
     scale = np.divide(point, of_few, out=np.ones_like(point), where=of_few != 0)
     exponents = rng.multivariate_normal(model.exponents, model.covariance, DRAWS)
     draws = np.stack([scale * moved(few, one) for one in exponents])
+    # Of a normal error the standard deviation is so many times the mean without its sign.
+    spread = (math.pi / 2) ** 0.5 * error if error == error else 0.0
+    # It is known from so few stores only: Student's t, in logarithms.
+    drawn = rng.standard_t(found.number - 1, (DRAWS, 1, 1 if together else point.shape[1]))
+    draws *= np.exp(spread * drawn)
+    if not together:
+        draws *= point.sum(axis=1)[:, None] / draws.sum(axis=2, keepdims=True)
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     return point, low, high
 

@@ -359,7 +359,7 @@ def test_visits_of_a_closed_store_go_where_people_would_have_gone(demo, rivals):
         assert rows["difference"].sum() == pytest.approx(-found.elsewhere[0])
     else:
         assert found.elsewhere is None
-        assert any("No competitor is known" in note for note in found.notes)
+        assert any("No competitor is in this model" in note for note in found.notes)
         assert rows["difference"].sum() == pytest.approx(0, abs=1e-6)
         assert rows["spend_difference"].sum() == pytest.approx(0, abs=1e-3)
     assert rows.loc["Shop 1", "spend_before"] == pytest.approx(
@@ -503,3 +503,30 @@ def test_where_stores_have_an_appeal_of_their_own_only_the_stores_tell_how_sure(
         customers += off < 1.96 * found.from_customers[1]
     assert reached >= 88
     assert customers < 60
+
+
+@pytest.mark.slow
+def test_a_what_if_holds_the_truth_where_stores_have_an_appeal_of_their_own(demo):
+    rng, opened, closed = np.random.default_rng(6), [], []
+    for seed in range(40):
+        corners = [49.94, 29.93], [50.04, 30.07]
+        *own, new = [(*rng.uniform(*corners), rng.uniform(300, 2500)) for _ in range(7)]
+        appeal = rng.normal(0, 0.4, 7)
+
+        def utility(people, stores, appeal=appeal):
+            return pulls(people, stores) + appeal[: len(stores)]
+
+        world = World(own=own, seed=seed, utility=utility)
+        model = world.model(demo)
+        left = world.utility.copy()
+        left[:, 0] = -np.inf
+        truth = np.bincount(left.argmax(axis=1)[world.chosen == 0], minlength=6)[1:]
+        rows = what_if.without(model, "S0").rows[1:]
+        closed += list((rows["low"] <= truth + 1) & (truth - 1 <= rows["high"]))
+        if model.beats_for_new_stores:
+            row = what_if.with_store(model, new[0], new[1], new[2]).rows.iloc[-1]
+            there = pulls(world.people, [new])[world.who, 0] + appeal[6] + world.noise[:, -1]
+            opened.append(row["low"] <= (there > world.utility.max(axis=1)).sum() <= row["high"])
+    assert len(opened) >= 20
+    assert np.mean(opened) >= 0.85
+    assert 0.9 <= np.mean(closed) < 1
