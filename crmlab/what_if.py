@@ -150,8 +150,8 @@ def without(model: Huff, store_id: str, *, seed: int = 1) -> WhatIf:
     else:
         notes = [
             *notes,
-            "No competitor is in this model: all visits are taken to stay with us, and what would be lost "
-            "to others is not in these figures.",
+            "No competitor is in this model: all visits are taken to stay with us, and what would "
+            "be lost to others is not in these figures.",
         ]
     return WhatIf(
         f"If “{name}” closed", rows, verdict, _told(model, notes), elsewhere, model.numbers
