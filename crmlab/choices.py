@@ -69,11 +69,12 @@ class Choices:
             visits=self.visits[:, kept], spend=self.spend[:, kept],
         )  # fmt: skip
 
-    def parts(self) -> Iterator[Choices]:
-        """Give the customers in parts small enough to be worked on fast."""
+    def parts(self) -> Iterator[tuple[Choices, slice]]:
+        """Give the customers in parts small enough to be fast, and which rows they are."""
         step = max(1, CELLS // self.number)
         for begin in range(0, self.customers, step):
-            yield self.some(slice(begin, begin + step))
+            rows = slice(begin, begin + step)
+            yield self.some(rows), rows
 
 
 def kilometres(homes: Array, latitude: float, longitude: float) -> Array:
@@ -147,33 +148,38 @@ def of_customers(
                 f"travel_times has no minutes for {lost} of the {far.size} pairs of a customer who "
                 "bought and a store. Add them, or leave these customers out wholly."
             )
-    notes = []
-    if not enough.all():
-        names = ", ".join(own.loc[~enough, "name"])
-        notes.append(
-            f"Left out, with fewer than {max(k, 2)} customers whose home is known: {names}."
-        )
-    everyone = bought.filter(bought.store_id.isin(ids)).customer_id.nunique()
-    located, total = len(at), int(everyone.to_pyarrow().as_py())
-    n = homes.numbers
-    if total - located >= k:
-        notes.append(
-            f"Of {n.number(total)} customers who bought, {n.percent(1 - located / total)} have no "
-            "known home and are not in these figures."
-        )
     sized = bool((stores["area_m2"] > 0).all())
-    if not sized:
-        notes.append("Not every store has an area_m2: all are taken to be equally attractive.")
     area = stores["area_m2"].to_numpy(dtype=float) if sized else np.ones(len(ids))
-    since = np.datetime64(homes.as_of) - np.timedelta64(homes.days, "D")
-    opened = stores["opened_on"].to_numpy(dtype="datetime64[D]")
-    if (young := stores.loc[opened > since, "name"]).size:
-        notes.append(
-            f"Opened within these {homes.days} days, so that it has fewer visits than it draws: "
+    everyone = bought.filter(bought.store_id.isin(ids)).customer_id.nunique()
+    notes = _notes(homes, stores, len(at), int(everyone.to_pyarrow().as_py()))
+    unit = "km" if times is None else "minutes"
+    return Choices(stores, far, visited, area, spend, at, sized, unit, notes)
+
+
+def _notes(homes: Homes, stores: pd.DataFrame, located: int, everyone: int) -> tuple[str, ...]:
+    """Say what the choices leave out, and what is strange about them."""
+    import pandas as pd
+
+    n, own, found = homes.numbers, homes.own, []
+    if len(left_out := own.loc[~own["store_id"].isin(stores["store_id"]), "name"]):
+        found.append(
+            f"Left out, with fewer than {max(homes.k, 2)} customers whose home is known: "
+            f"{', '.join(left_out)}."
+        )
+    if everyone - located >= homes.k:
+        found.append(
+            f"Of {n.number(everyone)} customers who bought, {n.percent(1 - located / everyone)} "
+            "have no known home and are not in these figures."
+        )
+    if not (stores["area_m2"] > 0).all():
+        found.append("Not every store has an area_m2: all are taken to be equally attractive.")
+    since = pd.Timestamp(homes.as_of) - pd.Timedelta(days=homes.days)
+    if len(young := stores.loc[pd.to_datetime(stores["opened_on"]) > since, "name"]):
+        found.append(
+            f"Opened within these {homes.days} days, with fewer visits than it draws: "
             f"{', '.join(young)}."
         )
-    unit = "km" if times is None else "minutes"
-    return Choices(stores, far, visited, area, spend, at, sized, unit, tuple(notes))
+    return tuple(found)
 
 
 def _arrays(
@@ -229,10 +235,9 @@ def _times(homes: Homes, travel_times: pd.DataFrame | ir.Table) -> ir.Table:
         )
     given = travel_times
     if isinstance(given, pd.DataFrame):
-        given = ibis.memtable(given[list(TIMES)].astype({"customer_id": str, "store_id": str}))
-    times = homes.shop.landed(
-        given.select("customer_id", "store_id", minutes=given.minutes.cast("float64")), "times"
-    )
+        given = ibis.memtable(given[list(TIMES)])
+    kinds = {"customer_id": "string", "store_id": "string", "minutes": "float64"}
+    times = homes.shop.landed(given.select(*TIMES).cast(kinds), "times")
     times = times.filter(times.store_id.isin(list(homes.own["store_id"])))
     good = (times.minutes >= 0) & (times.minutes < 100_000)
     if bad := int(times.filter(~good.fill_null(False)).count().to_pyarrow().as_py()):

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 LEAST = {"km": 0.2, "minutes": 1.0}
 # With fewer stores the exponent of size rests on so few sizes that it is taken to be 1 ...
 FEW_STORES = 8
-# ... unless its standard error, the larger of both, tells 1 from 0: 4 of them between the two.
-WELL_KNOWN = 0.25
+# ... unless its 95 % interval reaches no farther than this, so that 1 can be told from 0.
+WELL_KNOWN = 0.5
 STEEPEST = 20.0  # an exponent that far out is as good as infinite
 REPEATED = 400_000  # customers x stores of the lot on which a fit is repeated without each store
 LEAST_INFORMATION = 1e-6  # for each visit: below it the stores do not differ in this
@@ -94,7 +94,7 @@ def moments(found: Choices, exponents: Array) -> Moments:
     likelihood, gradient = 0.0, np.zeros(2)
     information, scores = np.zeros((2, 2)), np.zeros((2, 2))
     size = np.log(found.area)
-    for part in found.parts():
+    for part, _ in found.parts():
         visits, way = part.visits.astype(float), _way(part)
         chance = _softmax(exponents[0] * size + exponents[1] * way)
         number = visits.sum(axis=1)
@@ -175,20 +175,24 @@ class Exponents:
 
     `free` are those that were found, 0 of size, 1 of distance; the others are fixed. Both standard
     errors are 0 where fixed: `from_customers` takes each customer's visits as one lot,
-    `from_stores` leaves out each store once, and is nan where that cannot be done. `covariance` has
-    the larger of both. `without`: stores x 2, the exponents from the choice among the others.
+    `from_stores` leaves out each store once, and is nan where that cannot be done. `reach` is the
+    half of the 95 % interval: 1.96 of the former or Student's t of the latter, with stores - 1
+    degrees of freedom, whichever is wider; `covariance` is that of the customers, widened to it.
+    Where stores have an appeal of their own, the former alone is far too narrow. `without`: stores
+    x 2, the exponents from the choice among the others.
     """
 
     best: Array
     free: tuple[int, ...]
     from_customers: Array
     from_stores: Array
+    reach: Array
     covariance: Array
     without: Array
 
 
 def find(found: Choices, few: Choices) -> Exponents:
-    """Find the exponents; of size only where eight stores or its standard error allow it.
+    """Find the exponents; of size only where eight stores or its interval allow it.
 
     The fit is repeated without each store on `few`, some of the customers.
     """
@@ -200,15 +204,15 @@ def find(found: Choices, few: Choices) -> Exponents:
         except tables.DataError:
             both = None  # distance alone may be told, or `climb` says below why not
         if both is not None:
-            # A nan is no known error.
-            error = np.maximum(both.from_customers, both.from_stores)[0]
-            if found.number >= FEW_STORES or error <= WELL_KNOWN:
+            known = both.reach[0] <= WELL_KNOWN and not np.isnan(both.from_stores[0])
+            if found.number >= FEW_STORES or known:
                 return both
     return _of(found, few, (1,))
 
 
 def _of(found: Choices, few: Choices, free: tuple[int, ...]) -> Exponents:
     import numpy as np
+    from scipy.special import stdtrit
 
     # From what some customers show it is not far to what all do.
     best, at = climb(found, free, climb(few, free)[0])
@@ -220,12 +224,11 @@ def _of(found: Choices, few: Choices, free: tuple[int, ...]) -> Exponents:
             continue
     covariance = clustered(at, free, found.customers)
     from_customers, from_stores = np.sqrt(np.diag(covariance)), jackknife(without)
-    # The correlation of the sandwich, with the larger standard errors.
-    errors = np.fmax(from_customers, from_stores)
-    ratio = np.divide(errors, from_customers, out=np.zeros(2), where=from_customers > 0)
-    return Exponents(
-        best, free, from_customers, from_stores, covariance * np.outer(ratio, ratio), without
-    )
+    reach = np.fmax(1.96 * from_customers, stdtrit(found.number - 1, 0.975) * from_stores)
+    # The correlation of the sandwich, with the wider intervals.
+    wider = np.divide(reach / 1.96, from_customers, out=np.zeros(2), where=from_customers > 0)
+    covariance = covariance * np.outer(wider, wider)
+    return Exponents(best, free, from_customers, from_stores, reach, covariance, without)
 
 
 def jackknife(without: Array) -> Array:

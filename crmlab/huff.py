@@ -38,7 +38,8 @@ class Huff:
 
     `rows` has the exponents of size and distance: exponent; value; standard_error, the larger of
     from_customers, which takes each customer's visits as one lot, and from_stores, a jackknife that
-    leaves out each store once; larger, which of both that is, or "fixed"; low and high, 95 %.
+    leaves out each store once; larger, which of both that is, or "fixed"; low and high, 95 % by the
+    one that reaches farther (`exponents.Exponents`).
     `proof` has one row per method: log_score, the mean of the chosen store's log probability over
     the held-out customers' visits; right, the share of these visits at the store that the method
     holds likeliest; misplaced, the share of visits that it expects at another store than they went
@@ -58,6 +59,11 @@ class Huff:
         """The exponents of size and of distance."""
         values: Array = self.rows["value"].to_numpy(dtype=float)
         return values
+
+    @property
+    def new_store_error(self) -> float:
+        """The mean error for a store that the fit did not know, a share of 1; nan of two stores."""
+        return float(self.proof["new_store_error"].iloc[0])
 
     @property
     def numbers(self) -> results.Numbers:
@@ -97,12 +103,12 @@ class Huff:
                 f"better than “{'” and “'.join(beaten)}”. No what-if is made of it."
             )
         right = proof["right"]
-        largest = f", {n.percent(right[AREA], 0)} to the largest" if self.choices.sized else ""
+        size_alone = f", {n.percent(right[AREA], 0)} by size alone" if self.choices.sized else ""
         return (
             f"Size (to the power of {size}) and distance ({distance}) say where customers buy: "
             f"{n.percent(right[HUFF], 0)} of the visits of customers that the model had not seen "
             f"went to the store it holds likeliest ({n.percent(right[NEAREST], 0)} to the nearest"
-            f"{largest})."
+            f"{size_alone})."
         )
 
     def _repr_html_(self) -> str:
@@ -150,9 +156,9 @@ def fit(
 ) -> Huff:
     """Fit the exponents on the visits of customers to the shop's own stores, and prove them.
 
-    With fewer than eight stores the exponent of size is fixed at 1, unless there are three and the
-    larger of its standard errors is at most .25, so that "in proportion to size" and "size does not
-    matter" can be told apart.
+    With fewer than eight stores the exponent of size is fixed at 1, unless there are three and its
+    95 % interval reaches at most .5 to each side, so that "in proportion to size" and "size does
+    not matter" can be told apart.
 
     Parameters
     ----------
@@ -196,8 +202,8 @@ def of_choices(found: Choices, homes: Homes) -> Huff:
     )
     rows.loc[fixed, ["standard_error", "from_customers", "from_stores"]] = math.nan
     rows.loc[fixed, "larger"] = "fixed"
-    rows["low"] = rows["value"] - 1.96 * rows["standard_error"]
-    rows["high"] = rows["value"] + 1.96 * rows["standard_error"]
+    reach = np.where(fixed, math.nan, exponents.reach)
+    rows["low"], rows["high"] = rows["value"] - reach, rows["value"] + reach
     proof = _proof(found, exponents)
     proof["new_store_error"] = _new_store_errors(few, exponents.without, exponents.free)
     return Huff(rows, proof, exponents.covariance, found, homes, tuple(notes))
@@ -241,7 +247,7 @@ def _proof(found: Choices, known: Exponents) -> pd.DataFrame:
     methods = _methods(train, exponents, known.free)
     logs: dict[str, list[Array]] = {name: [] for name in methods}
     right, expected = dict.fromkeys(methods, 0.0), dict.fromkeys(methods, 0.0)
-    for part in rest.parts():
+    for part, _ in rest.parts():
         visits = part.visits.astype(float)
         number = visits.sum(axis=1)
         for name, method in methods.items():

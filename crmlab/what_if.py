@@ -1,4 +1,4 @@
-"""What Huff's model says of a store that closes or opens, and which customers two stores share."""
+"""What Huff's model says of a store that closes or opens."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from crmlab import results, tables
-from crmlab.choices import CELLS, Choices, kilometres
+from crmlab.choices import Choices, kilometres
 from crmlab.exponents import shares
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from crmlab.homes import Homes
     from crmlab.huff import Huff
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
-FOR_INTERVALS = 50_000  # customers x stores of the lot on which the interval is found
-DRAWS = 200  # exponents that the visits allow, for the interval
+FOR_INTERVALS = 25_000  # customers x stores of the lot on which the interval is found
+DRAWS = 400  # worlds that the visits allow, for the interval
 NEW = "new store"
 COMPETITORS = (
     "Competitors are taken to draw people by the same law as our stores; our receipts cannot show "
@@ -40,8 +39,8 @@ class WhatIf:
     """What moves between the shop's own stores, by visits of customers whose home is known.
 
     `rows`, one per store: store, its name; visits before, as they were, and after; difference,
-    with low and high, 95 % for what is not known of the exponents; share_of_moved, which part of
-    what moves in all comes here or goes from here; and spend_before, spend_after, spend_difference,
+    with low and high, 95 % as `notes` say; share_of_moved, which part of what moves in all comes
+    here or goes from here; and spend_before, spend_after, spend_difference,
     spend_low, spend_high in shop currency, missing where one customer brings half or more of a
     store's. `elsewhere` are the visits lost to competitors, with low and high; none where no
     competitor is known, or a store opens.
@@ -124,43 +123,40 @@ def without(model: Huff, store_id: str, *, seed: int = 1) -> WhatIf:
     stay = found.number - 1
 
     def moved(some: slice, exponents: Array) -> Array:
-        """Return visits and spend of the closed store by the store (column) they go to."""
-        went, there = found.some(some), rest.some(some)
-        totals = np.zeros((2, stay + len(rivals)))
-        for part, was in zip(_parts(there), _parts(went), strict=True):
-            chance = shares(part, exponents)
-            for nth, what in enumerate((was.visits, was.spend)):
-                totals[nth] += what[:, closed].astype(float) @ chance
+        totals = _to_others(found.some(some), rest.some(some), closed, exponents)
         # What goes to competitors stands together, in the last column.
         return np.column_stack([totals[:, :stay], totals[:, stay:].sum(axis=1)])
 
-    point, low, high = _with_interval(model, moved, seed=seed)
+    point, low, high = _with_interval(model, moved, together=False, seed=seed)
     name = str(found.stores["name"].iloc[closed])
     change = [np.insert(one[:, :stay], closed, -_before(found)[:, closed], axis=1)
               for one in (point, low, high)]  # fmt: skip
     gone = _before(found)[0, closed]
     rows = _rows(model, found.stores["name"], *change, moved=gone)
     n = model.numbers
-    elsewhere = (point[0, stay], low[0, stay], high[0, stay]) if len(rivals) else None
+    elsewhere = None
+    if len(rivals):
+        elsewhere = (float(point[0, stay]), float(low[0, stay]), float(high[0, stay]))
     gains = rows.drop(index=closed).sort_values("difference", ascending=False, kind="stable")
     first = gains.iloc[0]
     verdict = (
-        f"If “{name}” closed, most of its {n.number(gone)} visits in {model.homes.days} days would "
-        f"go to “{first['store']}”: {n.percent(first['share_of_moved'])} "
-        f"({n.percent(first['low'] / gone)} to {n.percent(first['high'] / gone)})."
+        f"If “{name}” closed, the largest part of its {n.number(gone)} visits in "
+        f"{model.homes.days} days would go to “{first['store']}”: "
+        f"{n.percent(first['share_of_moved'], 0)} ({n.percent(first['low'] / gone, 0)} to "
+        f"{n.percent(first['high'] / gone, 0)})."
     )
     if elsewhere:
-        lost = [n.percent(one / gone) for one in elsewhere]
+        lost = [n.percent(one / gone, 0) for one in elsewhere]
         verdict = (
             f"If “{name}” closed, {lost[0]} ({lost[1]} to {lost[2]}) of its {n.number(gone)} "
             f"visits in {model.homes.days} days would go to competitors, and "
-            f"{n.percent(first['share_of_moved'])} to “{first['store']}”."
+            f"{n.percent(first['share_of_moved'], 0)} to “{first['store']}”."
         )
     else:
         notes = [
             *notes,
-            "No competitor is known: all visits are taken to stay with us, and what would be lost "
-            "to others is not in these figures.",
+            "No competitor is in this model: all visits are taken to stay with us, and what would "
+            "be lost to others is not in these figures.",
         ]
     return WhatIf(
         f"If “{name}” closed", rows, verdict, _told(model, notes), elsewhere, model.numbers
@@ -209,16 +205,11 @@ def with_store(
     every = _beside(_beside(found, rivals), new)
 
     def moved(some: slice, exponents: Array) -> Array:
-        """Return visits and spend that go to the new store by the store (column) they leave."""
-        totals = np.zeros((2, found.number))
-        for part, was in zip(_parts(every.some(some)), _parts(found.some(some)), strict=True):
-            chance = shares(part, exponents)[:, -1]
-            for nth, what in enumerate((was.visits, was.spend)):
-                totals[nth] += chance @ what.astype(float)
+        totals = _to_new(found.some(some), every.some(some), exponents)
         # What the new store takes in all stands last, with an interval of its own.
-        return -np.column_stack([totals, -totals.sum(axis=1)])
+        return np.column_stack([-totals, totals.sum(axis=1)])
 
-    point, low, high = _with_interval(model, moved, seed=seed)
+    point, low, high = _with_interval(model, moved, together=True, seed=seed)
     taken = point[0, -1]
     names = pd.concat([found.stores["name"], pd.Series([NEW])], ignore_index=True)
     rows = _rows(model, names, point, low, high, moved=taken)
@@ -249,14 +240,16 @@ def opened(model: Huff, said: str, *, seed: int = 1) -> WhatIf:
 
 
 def _told(model: Huff, notes: list[str]) -> tuple[str, ...]:
-    """Say what the interval does not hold, and what else is to be known."""
-    error = model.proof["new_store_error"].iloc[0]
-    interval = "The 95 % intervals hold what is not known of the exponents, and nothing else."
+    """Say what the interval holds, and what else is to be known."""
+    error, interval = model.new_store_error, "The 95 % intervals hold what is not known of the "
     if error == error:
         interval += (
-            f" Of a store that it did not know, the model foretold the visits with an error of "
+            "exponents, and that each store may draw more or less than its size and place say: of "
+            "stores that it did not know, the model foretold the visits with an error of "
             f"{model.numbers.percent(error)} on average."
         )
+    else:
+        interval += "exponents, and nothing else: of two stores none can be left out for a proof."
     return (interval, *notes, *model.notes)
 
 
@@ -290,10 +283,28 @@ def _beside(found: Choices, others: pd.DataFrame) -> Choices:
     return replace(found, far=np.concatenate([found.far, *far], axis=1), area=area)
 
 
-def _parts(found: Choices) -> list[Choices]:
-    """Give the same parts whatever the number of stores."""
-    step = max(1, CELLS // 20)
-    return [found.some(slice(at, at + step)) for at in range(0, found.customers, step)]
+def _to_others(was: Choices, rest: Choices, closed: int, exponents: Array) -> Array:
+    """Return visits and spend (rows) of a closed store by the store (column) they go to."""
+    import numpy as np
+
+    totals = np.zeros((2, rest.number))
+    for part, rows in rest.parts():
+        chance = shares(part, exponents)
+        for nth, what in enumerate((was.visits, was.spend)):
+            totals[nth] += what[rows, closed].astype(float) @ chance
+    return totals
+
+
+def _to_new(was: Choices, every: Choices, exponents: Array) -> Array:
+    """Return visits and spend (rows) that go to the last store by the one (column) they leave."""
+    import numpy as np
+
+    totals = np.zeros((2, was.number))
+    for part, rows in every.parts():
+        chance = shares(part, exponents)[:, -1]
+        for nth, what in enumerate((was.visits, was.spend)):
+            totals[nth] += chance @ what[rows].astype(float)
+    return totals
 
 
 def _before(found: Choices) -> Array:
@@ -304,22 +315,32 @@ def _before(found: Choices) -> Array:
 
 
 def _with_interval(
-    model: Huff, moved: Callable[[slice, Array], Array], *, seed: int
+    model: Huff, moved: Callable[[slice, Array], Array], *, together: bool, seed: int
 ) -> tuple[Array, Array, Array]:
-    """Return what moves, and the 2.5 and 97.5 % quantiles over exponents that the visits allow.
+    """Return what moves, and its 2.5 and 97.5 % quantiles.
 
-    The quantiles come from a lot of the customers where there are many: how much the answer changes
-    with the exponents does not hang on all of them.
+    They hold what the visits leave open of the exponents, and that a store draws more or less than
+    its size and place say, by as much as those did that were left out: a new store, so that all
+    moves `together`, or each that gains from one that closes, while as much moves in all.
+    They come from some of the customers where there are many: how much the answer changes with the
+    exponents does not hang on all of them.
     """
     import numpy as np
 
-    rng = np.random.default_rng(seed)
+    rng, error = np.random.default_rng(seed), model.new_store_error
     found = model.choices
     few = slice(max(2_000, FOR_INTERVALS // found.number))
     point, of_few = moved(slice(None), model.exponents), moved(few, model.exponents)
     scale = np.divide(point, of_few, out=np.ones_like(point), where=of_few != 0)
     exponents = rng.multivariate_normal(model.exponents, model.covariance, DRAWS)
     draws = np.stack([scale * moved(few, one) for one in exponents])
+    # Of a normal error the standard deviation is so many times the mean without its sign.
+    spread = (math.pi / 2) ** 0.5 * error if error == error else 0.0
+    # It is known from so few stores only: Student's t, in logarithms.
+    drawn = rng.standard_t(found.number - 1, (DRAWS, 1, 1 if together else point.shape[1]))
+    draws *= np.exp(spread * drawn)
+    if not together:
+        draws *= point.sum(axis=1)[:, None] / draws.sum(axis=2, keepdims=True)
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     return point, low, high
 
@@ -347,118 +368,3 @@ def _rows(
         # Of one store alone it could be found again from the rest.
         frame[[name for name in frame.columns if name.startswith("spend_")]] = math.nan
     return frame
-
-
-@dataclass(frozen=True, eq=False)
-class Shared:
-    """Which customers the shop's own stores share.
-
-    `rows`, one per pair of stores that each have at least k customers: store and other; customers
-    and customers_of_other who bought there in the homes' days; both, who bought at both; share and
-    share_of_other, of each store's customers; visits_share, which part of the visits of those who
-    buy at both goes to the first; state, "value", "zero", or "hidden" where fewer than k bought at
-    both, or at one alone. The first of a pair shares the larger part of its customers.
-    """
-
-    rows: pd.DataFrame
-    k: int
-    days: int
-    numbers: results.Numbers
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return the table."""
-        return self.rows.copy()
-
-    @property
-    def verdict(self) -> str:
-        """Which two stores share most."""
-        n, told = self.numbers, self.rows[self.rows["state"] == "value"]
-        if told.empty:
-            return "No two stores share enough customers to tell."
-        top = told.sort_values("share", ascending=False, kind="stable").iloc[0]
-        return (
-            f"Of the customers of “{top['store']}” {n.percent(top['share'], 0)} also buy at "
-            f"“{top['other']}”, more than at any other pair; of those of “{top['other']}” "
-            f"{n.percent(top['share_of_other'], 0)} also buy at “{top['store']}”. Those who buy at "
-            f"both go to “{top['store']}” with {n.percent(top['visits_share'], 0)} of these visits."
-        )
-
-    def _repr_html_(self) -> str:
-        n = self.numbers
-        hidden = f"<{self.k}"
-        both = [
-            hidden if row.state == "hidden" else n.number(row.both)
-            for row in self.rows.itertuples()
-        ]  # fmt: skip
-        table = results.html_table(
-            self.rows.assign(both=both).drop(columns="state"),
-            title=f"Customers who bought at two of our stores in {self.days} days",
-            formats={
-                "both": str, "customers": n.number, "customers_of_other": n.number,
-                "share": n.percent, "share_of_other": n.percent, "visits_share": n.percent,
-            },
-            headings={
-                "customers_of_other": "customers of the other", "share": "also buy at the other",
-                "share_of_other": "of the other's, also here", "visits_share": "visits here",
-            },
-        )  # fmt: skip
-        return f"<p>{escape(self.verdict)}</p>{table}"
-
-
-def shared(homes: Homes) -> Shared:
-    """Count the customers who bought at each pair of the shop's own stores, home known or not.
-
-    Raises
-    ------
-    DataError where receipts name no store, or fewer than two stores have k customers
-    """
-    import pandas as pd
-
-    if homes.visits is None:
-        raise tables.DataError(f"Receipts of shop '{homes.shop.id}' name no store (store_id).")
-    own, k = homes.own.set_index("store_id")["name"], homes.k
-    visits = homes.visits.filter(homes.visits.store_id.isin(list(own.index)))
-    sizes = visits.group_by("store_id").aggregate(n=visits.count()).to_pandas()
-    count = sizes.set_index("store_id")["n"].sort_index()
-    count = count[count >= k]
-    if len(count) < 2:
-        raise tables.DataError(
-            f"Shop '{homes.shop.id}' has {len(count)} own store with at least {k} customers in "
-            f"{homes.days} days: there is no pair to compare."
-        )
-    here = visits.select("customer_id", "store_id", "visits")
-    there = here.rename(other="store_id", visits_there="visits")
-    pairs = here.inner_join(there, "customer_id").filter(lambda t: t.store_id < t.other)
-    found = pairs.group_by("store_id", "other").aggregate(
-        both=pairs.count(), visits=pairs.visits.sum(), visits_there=pairs.visits_there.sum()
-    )
-    known = found.to_pandas().set_index(["store_id", "other"])
-    rows = []
-    for nth, first in enumerate(count.index):
-        for second in count.index[nth + 1 :]:
-            both, a, b = 0, 0, 0
-            if (first, second) in known.index:
-                both, a, b = (int(one) for one in known.loc[(first, second)])
-            if count[second] < count[first]:
-                one, other, mine = second, first, b
-            else:
-                one, other, mine = first, second, a
-            alone = [count[one] - both, count[other] - both]
-            hidden = any(results.few(number, k) for number in (both, *alone))
-            share, of_other = both / count[one], both / count[other]
-            rows.append(
-                {
-                    "store": own[one], "other": own[other], "customers": count[one],
-                    "customers_of_other": count[other],
-                    "both": math.nan if hidden else float(both),
-                    "share": math.nan if hidden else share,
-                    "share_of_other": math.nan if hidden else of_other,
-                    "visits_share": mine / (a + b) if both and not hidden else math.nan,
-                    "state": "hidden" if hidden else "value" if both else "zero",
-                }
-            )  # fmt: skip
-    frame = pd.DataFrame(rows).sort_values(
-        ["share", "store", "other"], ascending=[False, True, True], kind="stable",
-        ignore_index=True,
-    )  # fmt: skip
-    return Shared(frame, k, homes.days, homes.numbers)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from crmlab import choices, exponents, homes, huff, sources, tables, what_if
+from crmlab import choices, exponents, homes, huff, sharing, sources, tables, what_if
 from tests.conftest import REFERENCE_DATA, need
 
 AS_OF = "2025-12-31"
@@ -241,7 +241,7 @@ def test_without_sizes_all_stores_are_equally_attractive(small, demo):
     model = huff.fit(dataclasses.replace(found, stores=unknown))
     assert not model.choices.sized
     assert any("area_m2" in note for note in model.notes)
-    assert "largest" not in model.verdict
+    assert "size alone" not in model.verdict
     own = [(*place[:2], 1000) for place in OWN]
     model = World(own=own).model(demo, sized=False)
     assert model.exponents[0] == 1
@@ -298,7 +298,7 @@ def test_no_model_where_there_is_nothing_to_learn_from(small, demo):
     ask("has 0 own store", rows=at.order_by("customer_id").limit(8))
     ask("name no store", visits=None)
     with pytest.raises(tables.DataError, match="name no store"):
-        what_if.shared(dataclasses.replace(found, visits=None))
+        sharing.shared(dataclasses.replace(found, visits=None))
     with pytest.raises(tables.DataError, match="hardly differ"):
         World(200, own=[OWN[0], (*OWN[0][:2], 700)]).model(demo)
 
@@ -359,7 +359,7 @@ def test_visits_of_a_closed_store_go_where_people_would_have_gone(demo, rivals):
         assert rows["difference"].sum() == pytest.approx(-found.elsewhere[0])
     else:
         assert found.elsewhere is None
-        assert any("No competitor is known" in note for note in found.notes)
+        assert any("No competitor is in this model" in note for note in found.notes)
         assert rows["difference"].sum() == pytest.approx(0, abs=1e-6)
         assert rows["spend_difference"].sum() == pytest.approx(0, abs=1e-3)
     assert rows.loc["Shop 1", "spend_before"] == pytest.approx(
@@ -411,7 +411,7 @@ def test_what_is_shown_holds_neither_coordinates_nor_customers(demo):
     found, model = demo
     shown = [
         model, model.choices, what_if.without(model, "S02"),
-        what_if.with_store(model, 48.62, 23.14, 900), what_if.shared(found),
+        what_if.with_store(model, 48.62, 23.14, 900), sharing.shared(found),
     ]  # fmt: skip
     text = " ".join(one._repr_html_() for one in shown if hasattr(one, "_repr_html_"))
     text += " ".join(map(repr, shown))
@@ -423,7 +423,7 @@ def test_what_is_shown_holds_neither_coordinates_nor_customers(demo):
 
 def test_customers_that_stores_share_are_those_who_bought_at_both(demo):
     found, _ = demo
-    shared = what_if.shared(found)
+    shared = sharing.shared(found)
     visits = found.visits.to_pandas().pivot_table("visits", "customer_id", "store_id").notna()
     names = found.own.set_index("store_id")["name"]
     assert len(shared.rows) == 10
@@ -448,7 +448,7 @@ def test_few_shared_customers_are_hidden_and_none_is_zero(make_shop):
         "customer_id,purchased_at,amount,store_id\n" + "\n".join(lines),
         'name = "Three"\ncurrency = "EUR"\n',
     )
-    shared = what_if.shared(homes.of_customers(shop, as_of="2025-07-01"))
+    shared = sharing.shared(homes.of_customers(shop, as_of="2025-07-01"))
     rows = shared.rows.set_index(["store", "other"])
     assert rows["state"].to_dict() == {
         ("B", "C"): "value", ("A", "B"): "hidden", ("A", "C"): "zero"
@@ -483,6 +483,50 @@ def test_intervals_hold_the_truth_of_generated_worlds(loyal):
         assert found.free == (0, 1)
         off = np.abs(found.best - [1, -2])
         held += off < 1.96 * found.from_customers
-        larger += off < 1.96 * np.sqrt(np.diag(found.covariance))
+        larger += off < found.reach
     assert (held >= 0.90 * 200).all() and (held <= 0.99 * 200).all(), held
     assert (larger >= held).all(), larger
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [4, 6, 10])
+def test_where_stores_have_an_appeal_of_their_own_only_the_stores_tell_how_sure(number):
+    rng, reached, customers = np.random.default_rng(number), 0, 0
+    for _ in range(100):
+        home, stores = rng.uniform(-5, 5, (800, 2)), rng.uniform(-5, 5, (number, 2))
+        far = np.maximum(np.hypot(*(home[:, None] - stores[None]).transpose(2, 0, 1)), 0.2)
+        area, appeal = rng.uniform(300, 2500, number), np.exp(rng.normal(0, 0.5, number))
+        one = of_arrays(far, rng.multinomial(5, huff.probabilities(area * appeal, far)), area)
+        found = exponents.find(one, one)
+        off = abs(found.best[1] + 2)
+        reached += off < found.reach[1]
+        customers += off < 1.96 * found.from_customers[1]
+    assert reached >= 88
+    assert customers < 60
+
+
+@pytest.mark.slow
+def test_a_what_if_holds_the_truth_where_stores_have_an_appeal_of_their_own(demo):
+    rng, opened, closed = np.random.default_rng(6), [], []
+    for seed in range(40):
+        corners = [49.94, 29.93], [50.04, 30.07]
+        *own, new = [(*rng.uniform(*corners), rng.uniform(300, 2500)) for _ in range(7)]
+        appeal = rng.normal(0, 0.4, 7)
+
+        def utility(people, stores, appeal=appeal):
+            return pulls(people, stores) + appeal[: len(stores)]
+
+        world = World(own=own, seed=seed, utility=utility)
+        model = world.model(demo)
+        left = world.utility.copy()
+        left[:, 0] = -np.inf
+        truth = np.bincount(left.argmax(axis=1)[world.chosen == 0], minlength=6)[1:]
+        rows = what_if.without(model, "S0").rows[1:]
+        closed += list((rows["low"] <= truth + 1) & (truth - 1 <= rows["high"]))
+        if model.beats_for_new_stores:
+            row = what_if.with_store(model, new[0], new[1], new[2]).rows.iloc[-1]
+            there = pulls(world.people, [new])[world.who, 0] + appeal[6] + world.noise[:, -1]
+            opened.append(row["low"] <= (there > world.utility.max(axis=1)).sum() <= row["high"])
+    assert len(opened) >= 20
+    assert np.mean(opened) >= 0.85
+    assert 0.9 <= np.mean(closed) < 1
