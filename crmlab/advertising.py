@@ -47,21 +47,27 @@ class Directions:
 
     def _repr_html_(self) -> str:
         n = self.numbers
-        first = ["sector", "value", "low", "high", "reachable", "penetration", "customers", "new",
-                 "spend", "distance_km", "bearing"]  # fmt: skip
-        rows = self.rows[[name for name in first if name in self.rows]]
+        rows = self.rows[["sector"]].copy()
+        if self.ranked:
+            rows["missing"] = self.rows["value"]
+            rows["95 %"] = [
+                f"{n.number(low)} to {n.number(high)}" if low == low else results.NOTHING
+                for low, high in zip(self.rows["low"], self.rows["high"], strict=True)
+            ]
+            rows["people, no customers"] = self.rows["reachable"]
+            rows["are customers"] = self.rows["penetration"]
+        rows[["customers", "new", "spend"]] = self.rows[["customers", "new", "spend"]]
+        rows["their middle"] = [
+            f"{n.number(km, 1)} km, {n.number(turn)}°" if km == km else results.NOTHING
+            for km, turn in zip(self.rows["distance_km"], self.rows["bearing"], strict=True)
+        ]
         formats: dict[str, Any] = {
-            name: n.number for name in rows.select_dtypes("number").columns if name != "spend"
-        }
-        formats |= {"spend": lambda x: n.money(x, 0), "distance_km": lambda x: n.number(x, 1)}
-        formats |= {"penetration": n.percent} if "penetration" in rows else {}
-        headings = {
-            "distance_km": "middle, km", "bearing": "at degrees", "value": "missing",
-            "reachable": "people, no customers", "penetration": "are customers", "new": "new",
+            name: n.number for name in ("missing", "people, no customers", "customers", "new")
+            if name in rows
         }  # fmt: skip
-        table = results.html_table(
-            rows, title=f"Directions from {self.store}", formats=formats, headings=headings
-        )
+        formats |= {"are customers": n.percent} if self.ranked else {}
+        formats["spend"] = lambda x: n.money(x, 0)
+        table = results.html_table(rows, title=f"Directions from {self.store}", formats=formats)
         return f"<p>{escape(self.verdict)}</p>{table}"
 
 

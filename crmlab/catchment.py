@@ -112,9 +112,14 @@ class Cells:
     def by_store(self) -> Table:
         """The customers of each ring around each store, where no cell of the ring is hidden."""
         n, rows = self.numbers, self.rows[self.rows["sector"] >= 0]
-        secret = (rows["state"] == "hidden").groupby([rows["store_id"], rows["to_km"]]).any()
-        sums = rows.groupby(["store_id", "to_km"])["customers"].sum().mask(secret).unstack()
-        sums = sums.reindex(self.totals["store_id"]).reset_index(drop=True)
+        secret = (rows["state"] == "hidden").groupby([rows["store_id"], rows["to_km"]]).sum()
+        sums = rows.assign(customers=rows["customers"].fillna(0)).pivot_table(
+            index="store_id", columns="to_km", values="customers", aggfunc="sum"
+        )
+        hidden = secret.reset_index(name="state").pivot_table(
+            index="store_id", columns="to_km", values="state"
+        )
+        sums = sums.mask(hidden > 0).reindex(self.totals["store_id"]).reset_index(drop=True)
         sums.columns = [f"within {n.number(sums.columns[0])} km" if not ring else
                         f"{n.number(sums.columns[ring - 1])} to {n.number(radius)} km"
                         for ring, radius in enumerate(sums.columns)]  # fmt: skip
@@ -168,17 +173,19 @@ class Cells:
     def _repr_html_(self) -> str:
         n, rows = self.numbers, self.rows
         known = [name for name in MEASURES if name in rows and rows[name].notna().any()]
-        shown = rows[["store", "direction", "from_km", "to_km", *known]].copy()
-        shown["direction"] = rows["direction"].where(
-            rows["state"] != "hidden", rows["direction"] + " (hidden)"
-        )
+        shown = rows[["direction"]].copy()
+        if not self.store:
+            shown.insert(0, "store", rows["store"])
+        shown.loc[rows["state"] == "hidden", "direction"] += " (hidden)"
+        shown["km"] = [
+            f"{n.number(row.from_km)} to {n.number(row.to_km)}" if row.to_km == row.to_km else ""
+            for row in rows.itertuples()
+        ]
+        shown[known] = rows[known]
         formats: dict[str, Any] = {name: n.number for name in known}
-        formats |= {"from_km": lambda km: n.number(km, int(km % 1 > 0)) if km == km else "–"}
-        formats["to_km"] = formats["from_km"]
         formats |= {name: lambda x: n.money(x, 0) for name in known if name in MONEY}
-        if "penetration" in known:
-            formats["penetration"] = n.percent
-        title = "Customers by ring and direction"
+        formats |= {"penetration": n.percent} if "penetration" in known else {}
+        title = f"Customers by ring and direction{f' around {self.store}' if self.store else ''}"
         table = results.html_table(shown, title=title, formats=formats, headings=HEADINGS)
         said = " ".join(filter(None, (self.hidden, self.note)))
         return f"<p>{escape(self.verdict)}</p>{table}<p>{escape(said)}</p>"
@@ -194,7 +201,9 @@ MEASURES = (
     "penetration",
 )
 MONEY = ("spend", "purchasing_power")
-HEADINGS = {"from_km": "from km", "to_km": "to km", "purchasing_power": "purchasing power a year"}
+HEADINGS = {
+    "population": "people", "purchasing_power": "their power a year", "penetration": "are customers"
+}  # fmt: skip
 
 
 def cells(

@@ -67,11 +67,8 @@ def catchment(
 
 
 def _density(squares: Squares) -> maps.Layer:
-    n = squares.numbers
-    shapes = [
-        maps.Shape(row.geometry, f"{n.number(row.density)} customers per square km", row.density)
-        for row in squares.rows.itertuples()
-    ]
+    # Without words of their own they are few shapes, each of all squares of a shade.
+    shapes = [maps.Shape(row.geometry, "", row.density) for row in squares.rows.itertuples()]
     return maps.Layer("Density of customers", shapes, "Customers per square km")
 
 

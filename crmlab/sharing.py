@@ -64,8 +64,8 @@ class Shared:
                 "share": n.percent, "share_of_other": n.percent, "visits_share": n.percent,
             },
             headings={
-                "customers_of_other": "customers of the other", "share": "also buy at the other",
-                "share_of_other": "of the other's, also here", "visits_share": "visits here",
+                "customers_of_other": "of the other", "share": "also buy there",
+                "share_of_other": "and here", "visits_share": "visits here",
             },
         )  # fmt: skip
         return f"<p>{escape(self.verdict)}</p>{table}"

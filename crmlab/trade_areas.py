@@ -310,13 +310,13 @@ def overlaps(areas: TradeAreas) -> Table:
         f"most: {n.percent(first['of_first'], 0)} of the first and "
         f"{n.percent(first['of_second'], 0)} of the second are shared."
     )
-    rows = found[["name", "other_name", "area_km2", "other_km2", "overlap_km2", "size_ratio",
-                  "of_both", "of_first", "of_second"]].round(3)  # fmt: skip
-    rows.columns = ["store", "other", "km² of the first", "of the other", "shared", "first : other",
-                    "shared, of both", "of the first", "of the other store"]  # fmt: skip
+    rows = found[["name", "other_name", "size_ratio", "of_both", "of_first", "of_second"]].round(3)
+    rows.columns = ["store", "other", "first : other", "of both", "of the first", "of the other"]
     return Table(
         "Trade areas that lie on each other", rows.reset_index(drop=True), verdict, n,
-        shares=tuple(rows.columns[5:]), note="The four shares are those that Esri gives.",
+        shares=tuple(rows.columns[2:]),
+        note="The size of the first by that of the other, and what they share of both, of the "
+        "first and of the other: the four ratios that Esri gives.",
     )  # fmt: skip
 
 

@@ -70,7 +70,7 @@ class WhatIf:
             return [f"{how(a)} to {how(b)}" if a == a else results.NOTHING for a, b in pairs]
 
         names = ["store", "before", "after", "difference", "of visits", "share_of_moved",
-                 "spend_before", "spend_difference", "of spend"]  # fmt: skip
+                 "spend_difference", "of spend"]  # fmt: skip
         shown = self.rows.assign(
             **{
                 "of visits": between("low", "high", n.number),
@@ -78,20 +78,18 @@ class WhatIf:
             }
         )[names]
         if self.rows["spend_before"].isna().all():
-            shown = shown.drop(columns=["spend_before", "spend_difference", "of spend"])
+            shown = shown.drop(columns=["spend_difference", "of spend"])
         table = results.html_table(
             shown,
             title=self.title,
             formats={
                 "before": n.number, "after": n.number, "difference": n.number, "of visits": str,
-                "share_of_moved": n.percent, "spend_before": n.short_money,
-                "spend_difference": n.short_money, "of spend": str,
+                "share_of_moved": n.percent, "spend_difference": n.short_money, "of spend": str,
             },
             headings={
-                "before": "visits before", "after": "visits after", "difference": "change",
-                "of visits": "95%", "share_of_moved": "share of what moves",
-                "spend_before": "spend before", "spend_difference": "change of spend",
-                "of spend": "95% of spend",
+                "difference": "change",
+                "of visits": "95%", "share_of_moved": "of what moves",
+                "spend_difference": "change of spend", "of spend": "95% of it",
             },
         )  # fmt: skip
         notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)

@@ -18,11 +18,13 @@ import pytest
 
 from crmlab import (
     audiences,
+    catchment,
     clv,
     cohorts,
     customers,
     features,
     inventory,
+    places,
     policies,
     rules,
     sources,
@@ -543,3 +545,25 @@ def test_a_query_that_takes_too_long_is_an_error_in_words(postgres, tmp_path):
 def test_the_contract_has_no_table_that_no_engine_test_could_open(pair):
     ours, theirs = pair()
     assert [ours.has(name) for name in CONTRACT] == [theirs.has(name) for name in CONTRACT]
+
+
+def test_rings_and_sectors_are_the_same_on_every_engine(pair):
+    found = []
+    for shop in pair():
+        people = shop.table("customers")
+        n = people.customer_id.cast("int64")
+        people = people.select(
+            "customer_id", latitude=50.45 + (n % 97 - 48).cast("float64") / 300,
+            longitude=30.5 + (n % 89 - 44).cast("float64") / 200, member=n % 2 == 0,
+            spend=(n % 7).cast("float64"), points=(n % 5).cast("float64"),
+        )  # fmt: skip
+        stores = people.filter(people.customer_id.isin(["10007", "10100"]))
+        stores = places.compass(stores, "customer_id").rename(store_id="customer_id")
+        rows = places.on_sphere(people)
+        found.append(catchment.count_cells(rows, stores, rings_km=(5, 10, 20), sectors=16))
+    assert_same(*found)
+    assert found[0].count().to_pyarrow().as_py() > 60
+    # At one point stand most of them; the others have no coordinate, an impossible one or (0, 0).
+    located = [places.on_sphere(shop.table("customers")) for shop in pair()]
+    counts = [rows.filter(rows.x.notnull()).count().to_pyarrow().as_py() for rows in located]
+    assert counts == [197, 197]

@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from crmlab import reports
+from crmlab import reports, sources
 from tests.projects import go, goes, write_notebook
 
 DEMO = ["cdnow-clv", "demo-clv", "demo-customers", "demo-churn", "demo-campaigns", "demo-uplift"]
-DEMO += ["complete-journey-uplift"]
+DEMO += ["complete-journey-uplift", "demo-catchment"]
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_the_page_prints_on_a4_with_its_charts(open_page, pages):
         ) == 0, "nothing is cut"  # fmt: skip
         pdf = tab.pdf(prefer_css_page_size=True)
         sheets = len(re.findall(rb"/Type\s*/Page\b", pdf))
-        assert 2 <= sheets <= 12
+        assert 2 <= sheets <= 14
 
 
 def test_no_page_holds_a_customer(pages, published, home):
@@ -253,3 +253,24 @@ def test_the_front_page_finds_reports_and_says_how_old_they_are(open_page, proje
     tab.fill("#find", "SOUTH small")
     assert tab.locator("tr.findable:visible").count() == 1
     assert tab.inner_text("#found") == "1 of 6"
+
+
+def test_no_place_of_a_customer_is_on_the_page_or_in_what_is_exported(pages, home):
+    members = sources.open_shop(home / "data" / "demo" / "shop.toml").table("customers")
+    at = members.select("longitude", "latitude").to_pandas()
+    exact = {repr(one) for name in at for one in at[name].tolist()}
+    near = set(at.round(5).itertuples(index=False, name=None))
+    private = home / "reports" / "private" / "demo" / "demo-catchment"
+    exported = list(private.glob("*/cells.geojson"))
+    assert len(at) > 10_000
+    assert len(exported) == 1
+    for path in [pages[DEMO.index("demo-catchment")], *exported]:
+        text = path.read_text("utf-8")
+        assert not exact & {*re.findall(r"-?\d+\.\d+", text)}
+        written = re.findall(r"\[(-?\d+\.\d+), ?(-?\d+\.\d+)\]", text)
+        places = {(round(float(east), 5), round(float(north), 5)) for east, north in written}
+        assert len(places) > 100
+        assert not near & places
+    # The test can fail: a store is found.
+    text = pages[DEMO.index("demo-catchment")].read_text("utf-8")
+    assert re.search(r"23\.14161, 48\.62", text)

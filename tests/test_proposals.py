@@ -507,7 +507,7 @@ def test_the_review_names_what_each_notebook_lacks_and_what_would_help(project, 
         (tmp_path / name).write_text(text)
     proposals.write(proposals.propose("shop", str(tmp_path)))
     review = proposals.review(sources.open_shop("shop"))
-    lacks = {"campaigns": ["consents"], "uplift": ["contacts"]}
+    lacks = {"campaigns": ["consents"], "catchment": ["stores"], "uplift": ["contacts"]}
     assert review.reports == {"churn": [], "clv": [], "customers": [], **lacks}
     assert review.better_with["churn"] == ["cases"]
     assert [check.table for check in review.checks] == ["transactions", "customers"]

@@ -6,7 +6,8 @@ const crmlab = {
     words.textContent = text;
     return words;
   },
-  style: (feature) => ({className: `shade shade-${feature.properties.shade}`}),
+  // Many squares in one shape, the larger below the smaller: where they lie on each other is no hole.
+  style: ({properties}) => ({className: `shade shade-${properties.shade}`, fillRule: properties.text ? "evenodd" : "nonzero"}),
   each(feature, layer) {
     if (feature.properties.text) layer.bindTooltip(() => crmlab.said(feature.properties.text, "said"), {sticky: true});
   },
