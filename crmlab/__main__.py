@@ -56,9 +56,9 @@ def demo() -> None:
     home = sources.home()
     written = demo_shops.prepare(home / "data", progress=lambda text: click.echo(text, err=True))
     known = [report for report in reports.load(home).values() if report.shop in written]
-    first = [reports.prepare(home, report) for report in known if report.shop == "demo"]
-    others = ", ".join(report.id for report in known if report.shop != "demo")
-    _finish(_told(reports.run_all(first)))
+    first = [report for report in known if report.shop == "demo" and not report.sweep]
+    others = ", ".join(report.id for report in known if report not in first)
+    _finish(_told(reports.run_all([reports.prepare(home, report) for report in first])))
     click.echo(f"More pages by `crmlab report` and one of: {others}.", err=True)
     click.echo(home / "reports" / "site" / "index.html")
 

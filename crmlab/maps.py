@@ -217,20 +217,17 @@ def _together(features: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     parts: dict[str, list[Any]] = {}
     others = []
-    for feature in features:
-        shape, about = feature["geometry"], feature["properties"]
-        if about["text"] or shape["type"] != "Polygon":
-            others.append(feature)
-        else:
-            parts.setdefault(about["shade"], []).append(shape["coordinates"])
+    for one in features:
+        if one["properties"]["text"] or one["geometry"]["type"] != "Polygon":
+            others.append(one)
+            continue
+        shade, shape = one["properties"]["shade"], one["geometry"]["coordinates"]
+        parts.setdefault(shade, []).append(shape)
     found = [
-        {
-            "type": "Feature",
-            "geometry": {"type": "MultiPolygon", "coordinates": parts[shade]},
-            "properties": {"shade": shade, "text": ""},
-        }
-        for shade in sorted(parts)
-    ]
+        {"type": "Feature", "properties": {"shade": shade, "text": ""},
+         "geometry": {"type": "MultiPolygon", "coordinates": shapes}}
+        for shade, shapes in sorted(parts.items())
+    ]  # fmt: skip
     return found + others
 
 
