@@ -56,6 +56,10 @@ class Squares:
         """Return one row per square."""
         return self.rows.copy()
 
+    def shapes(self) -> pd.DataFrame:
+        """Return the squares, each with its GeoJSON geometry."""
+        return self.rows.copy()
+
     def _repr_html_(self) -> str:
         top = self.rows.nlargest(20, "density")[["customers", "area_km2", "density"]]
         n = self.numbers

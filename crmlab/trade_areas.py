@@ -74,22 +74,12 @@ class TradeAreas:
         found.loc[count == 0, "state"] = "zero"
         return found
 
-    def geojson(self) -> dict[str, Any]:
-        """Return the hulls as GeoJSON for a map; their corners are those of squares of the grid."""
-        from shapely import geometry
+    def shapes(self) -> pd.DataFrame:
+        """Return the hulls, each with its GeoJSON geometry: corners are those of squares."""
+        import shapely
 
-        features = [
-            {
-                "type": "Feature",
-                "properties": {
-                    "store_id": row.store_id, "name": row.name, "share": row.share,
-                    "km": round(row.km, DIGITS),
-                },
-                "geometry": geometry.mapping(row.shape),
-            }
-            for row in self.hulls.itertuples(index=False)
-        ]  # fmt: skip
-        return {"type": "FeatureCollection", "features": features}
+        found = self.hulls.drop(columns="shape").round({"km": DIGITS})
+        return found.assign(geometry=[shapely.geometry.mapping(one) for one in self.hulls["shape"]])
 
     @property
     def verdict(self) -> str:

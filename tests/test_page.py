@@ -261,15 +261,15 @@ def test_no_place_of_a_customer_is_on_the_page_or_in_what_is_exported(pages, hom
     exact = {repr(one) for name in at for one in at[name].tolist()}
     near = set(at.round(5).itertuples(index=False, name=None))
     private = home / "reports" / "private" / "demo" / "demo-catchment"
-    exported = list(private.glob("*/cells.geojson"))
+    exported = list(private.glob("*/*.geojson"))
     assert len(at) > 10_000
-    assert len(exported) == 1
+    assert len(exported) == 3
     for path in [pages[DEMO.index("demo-catchment")], *exported]:
         text = path.read_text("utf-8")
         assert not exact & {*re.findall(r"-?\d+\.\d+", text)}
         written = re.findall(r"\[(-?\d+\.\d+), ?(-?\d+\.\d+)\]", text)
         places = {(round(float(east), 5), round(float(north), 5)) for east, north in written}
-        assert len(places) > 100
+        assert len(places) > 10
         assert not near & places
     # The test can fail: a store is found.
     text = pages[DEMO.index("demo-catchment")].read_text("utf-8")
