@@ -51,18 +51,18 @@ class Directions:
         if self.ranked:
             rows["missing"] = self.rows["value"]
             rows["95 %"] = [
-                f"{n.number(low)} to {n.number(high)}" if low == low else results.NOTHING
+                f"{n.number(low)}\xa0to\xa0{n.number(high)}" if low == low else results.NOTHING
                 for low, high in zip(self.rows["low"], self.rows["high"], strict=True)
             ]
-            rows["people, no customers"] = self.rows["reachable"]
+            rows["no customers yet"] = self.rows["reachable"]
             rows["are customers"] = self.rows["penetration"]
         rows[["customers", "new", "spend"]] = self.rows[["customers", "new", "spend"]]
-        rows["their middle"] = [
-            f"{n.number(km, 1)} km, {n.number(turn)}°" if km == km else results.NOTHING
+        rows["middle"] = [
+            f"{n.number(km, 1)}\xa0km, {n.number(turn)}°" if km == km else results.NOTHING
             for km, turn in zip(self.rows["distance_km"], self.rows["bearing"], strict=True)
         ]
         formats: dict[str, Any] = {
-            name: n.number for name in ("missing", "people, no customers", "customers", "new")
+            name: n.number for name in ("missing", "no customers yet", "customers", "new")
             if name in rows
         }  # fmt: skip
         formats |= {"are customers": n.percent} if self.ranked else {}
@@ -86,7 +86,7 @@ def directions(area: Cells, store_id: str, *, seed: int = 1) -> Directions:
     """
     one = area.of(store_id)
     k, n, name = area.k, area.numbers, one.totals["store"].iloc[0]
-    told, reach = _by_cell(one, store_id), n.number(area.rings_km[-1])
+    told, reach = _by_cell(one, store_id), n.km(area.rings_km[-1])
     if not told["customers"].sum() > 0:
         raise tables.DataError(
             f"Too few customers live within {reach} km of {name} to compare directions."

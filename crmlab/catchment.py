@@ -101,7 +101,7 @@ class Cells:
                 continue
             told.append(
                 f"{store.store}: {least}{n.number(inside)} customers live within "
-                f"{n.number(self.rings_km[-1])} km, most of them in the {by.idxmax()} "
+                f"{n.km(self.rings_km[-1])} km, most of them in the {by.idxmax()} "
                 f"({n.percent(by.max() / inside, 0)})."
             )
         rest = len(self.totals) - 3
@@ -120,8 +120,8 @@ class Cells:
             index="store_id", columns="to_km", values="state"
         )
         sums = sums.mask(hidden > 0).reindex(self.totals["store_id"]).reset_index(drop=True)
-        sums.columns = [f"within {n.number(sums.columns[0])} km" if not ring else
-                        f"{n.number(sums.columns[ring - 1])} to {n.number(radius)} km"
+        sums.columns = [f"within {n.km(sums.columns[0])} km" if not ring else
+                        f"{n.km(sums.columns[ring - 1])} to {n.km(radius)} km"
                         for ring, radius in enumerate(sums.columns)]  # fmt: skip
         sums.insert(0, "store", self.totals["store"])
         sums[OUTSIDE] = self.totals["outside"].to_numpy()
@@ -138,7 +138,7 @@ class Cells:
             near = self.rows[(self.rows["sector"] >= 0) & (self.rows["to_km"] <= radius)]
             if (near["state"] == "hidden").any() or len(self.totals) > 1:
                 continue
-            label = f"Customers within {self.numbers.number(radius)} km"
+            label = f"Customers within {self.numbers.km(radius)} km"
             told.append(results.Kpi(label, near["customers"].sum(), "count", "up", self.store))
         return told
 
@@ -178,12 +178,12 @@ class Cells:
             shown.insert(0, "store", rows["store"])
         shown.loc[rows["state"] == "hidden", "direction"] += " (hidden)"
         shown["km"] = [
-            f"{n.number(row.from_km)} to {n.number(row.to_km)}" if row.to_km == row.to_km else ""
+            f"{n.km(row.from_km)}–{n.km(row.to_km)}" if row.to_km == row.to_km else ""
             for row in rows.itertuples()
         ]
         shown[known] = rows[known]
         formats: dict[str, Any] = {name: n.number for name in known}
-        formats |= {name: lambda x: n.money(x, 0) for name in known if name in MONEY}
+        formats |= {name: n.short_money for name in known if name in MONEY}
         formats |= {"penetration": n.percent} if "penetration" in known else {}
         title = f"Customers by ring and direction{f' around {self.store}' if self.store else ''}"
         table = results.html_table(shown, title=title, formats=formats, headings=HEADINGS)

@@ -64,8 +64,8 @@ def decay(result: Reach) -> Chart:
         near, far = (rows[rows["store"] == store].iloc[end] for end in (0, -1))
         told.append(
             f"{store}: {n.percent(near['share'])} of those within "
-            f"{drawing.km(near['to_km'], n)} km, {n.percent(far['share'])} at "
-            f"{drawing.km(far['from_km'], n)} to {drawing.km(far['to_km'], n)} km"
+            f"{n.km(near['to_km'])} km, {n.percent(far['share'])} at "
+            f"{n.km(far['from_km'])} to {n.km(far['to_km'])} km"
         )
     title = "How far does a store reach?"
     with matplotlib.rc_context(STYLE):
@@ -92,7 +92,7 @@ def decay(result: Reach) -> Chart:
         axes.set_xticks([km for km in MaxNLocator(5).tick_values(0, rows["to_km"].max())
                          if km <= rows["to_km"].max()])  # fmt: skip
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(FuncFormatter(lambda value, _: drawing.km(value, n)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: n.km(value)))
     return chart
 
 

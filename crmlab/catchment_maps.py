@@ -102,7 +102,7 @@ def _around(one: Cells, *, shown: bool) -> list[maps.Layer]:
     at = (float(store["latitude"]), float(store["longitude"]))
     cells = []
     for row in inside.itertuples():
-        where = f"{row.direction}, {n.number(row.from_km)} to {n.number(row.to_km)} km"
+        where = f"{row.direction}, {n.km(row.from_km)} to {n.km(row.to_km)} km"
         said = NOT_TOLD.get(row.state, f"{n.number(row.customers)} customers")
         shape = places.cell_shape(*at, inner_km=row.from_km, outer_km=row.to_km, sector=row.sector,
                                   sectors=one.sectors)  # fmt: skip
@@ -110,7 +110,7 @@ def _around(one: Cells, *, shown: bool) -> list[maps.Layer]:
         cells.append(maps.Shape(shape, f"{where}\n{said}", value, row.state))
     rings = [
         maps.Shape(places.cell_shape(*at, inner_km=0, outer_km=radius, sector=0, sectors=1),
-                   f"{n.number(radius)} km around {store['name']}")
+                   f"{n.km(radius)} km around {store['name']}")
         for radius in one.rings_km
     ]  # fmt: skip
     title = f"Rings and directions around {store['name']}"

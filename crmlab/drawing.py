@@ -131,11 +131,6 @@ def tick_numbers(axes: Axes, numbers: results.Numbers, pairs: pd.DataFrame | Non
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: numbers.number(value, digits)))
 
 
-def km(value: float, numbers: results.Numbers) -> str:
-    """Print a distance without its unit; with a decimal only where it has one."""
-    return numbers.number(value, 0 if value % 1 == 0 else 1)
-
-
 def short(words: str, most: int, width: int = 99) -> str:
     """Cut what is too long for its place, and break it into lines of some width."""
     words = words if len(words) <= most else f"{words[: most - 2].rstrip()} …"

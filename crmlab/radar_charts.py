@@ -80,7 +80,7 @@ def ring_sector(result: Cells, *, only: str = "") -> Chart:
     told = _told(result, rows, measures)
     store = f"Around {result.store}. " if result.store else ""
     around = f"around {drawing.short(result.store, 30)}, " if result.store else ""
-    reach = drawing.km(result.rings_km[-1], n)
+    reach = n.km(result.rings_km[-1])
     with matplotlib.rc_context(STYLE):
         height = head + panel * len(measures) + foot
         chart, axes = _canvas(title, f"{store}{told}", height)
@@ -113,7 +113,7 @@ def _measured(rings: int, sectors: int) -> tuple[float, float]:
 def _told(result: Cells, rows: pd.DataFrame, measures: Sequence[str]) -> str:
     """Say in words where most is of each measure, and how many cells say nothing."""
     n, names = result.numbers, places.sector_names(result.sectors)
-    ends = [drawing.km(radius, n) for radius in (0.0, *result.rings_km)]
+    ends = [n.km(radius) for radius in (0.0, *result.rings_km)]
     told = []
     for name in measures:
         known = rows[[_state(row, name) == "value" for row in rows.to_dict("records")]]
@@ -169,7 +169,7 @@ def _panel(
                   ha="left" if side > 0 else "right" if side < 0 else "center")  # fmt: skip
     for ring, radius in enumerate(result.rings_km, start=1):
         x, y = _polar(middle, hole + width * ring, 0.5 / sectors)
-        words = drawing.km(radius, n) + (" km" if ring == rings else "")
+        words = n.km(radius) + (" km" if ring == rings else "")
         axes.text(x, y, words, color=MUTED, fontsize=SMALL, ha="center", va="center", bbox=BOX)
 
 

@@ -42,6 +42,10 @@ class Numbers:
         pattern = "#,##0" + ("." + "0" * digits if digits else "")
         return format_decimal(value + 0.0, format=pattern, locale=self.locale).replace("-", "−")
 
+    def km(self, value: float) -> str:
+        """Print a distance without its unit; with a decimal only where it has one."""
+        return self.number(value, 0 if not _finite(value) or value % 1 == 0 else 1)
+
     def money(self, value: float, digits: int | None = None) -> str:
         """Print an amount in shop currency; by default with cents up to ten thousand."""
         from babel.numbers import format_currency, get_currency_precision

@@ -105,7 +105,7 @@ class TradeAreas:
         return f"{words}."
 
     def _repr_html_(self) -> str:
-        n, shown = self.numbers, self.shown().drop(columns="store_id")
+        n, shown = self.numbers, self.shown().drop(columns=["store_id", "state"])
         kinds: dict[str, Any] = {
             name: lambda km: n.number(km, DIGITS) for name in _distances(shown)
         }
