@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, Any
 
-from crmlab import purchases, tables
+from crmlab import places, purchases, tables
 from crmlab.customers import SHOP_GAPS
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 # A quarter and a year in whole weeks, so that every weekday counts as often.
 QUARTER, YEAR = 91, 364
-EARTH_KM = 6371.0088
 # What a customer may be beside their numbers: the words of which each is one.
 WORDS = ("store", "channel", "case_kind")
 # Which features speak of the same thing, and are therefore one reason.
@@ -246,11 +245,10 @@ def distances(shop: Shop, day: dt.date, rows: ir.Table) -> ir.Table | None:
     if not {"latitude", "longitude"} <= {*members.columns} & {*stores.columns}:
         return None
     homes = shop.landed(members.select("customer_id", "latitude", "longitude"), "homes")
-    places = shop.landed(stores.select("store_id", south="latitude", east="longitude"), "places")
+    homes = places.on_sphere(homes).select("customer_id", "x", "y", "z")
+    there = shop.landed(stores.select("store_id", "latitude", "longitude"), "places")
     both = rows.select("customer_id", "store").left_join(homes, "customer_id")
-    both = both.left_join(places, both.store == places.store_id)
-    # Haversine; figures.md gives 2,886.444 km for its example with a radius of 6,371.0 km.
-    north, here = both.latitude.radians(), both.south.radians()
-    up, along = (here - north) / 2, (both.east - both.longitude).radians() / 2
-    half = up.sin() ** 2 + north.cos() * here.cos() * along.sin() ** 2
-    return both.select("customer_id", distance_km=2 * EARTH_KM * half.clip(upper=1.0).sqrt().asin())
+    both = both.select("customer_id", "store", "x", "y", "z")
+    there = places.compass(there, "store_id")
+    both = both.left_join(there, both.store == there.store_id)
+    return both.select("customer_id", distance_km=places.kilometres(both))
