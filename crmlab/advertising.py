@@ -24,11 +24,12 @@ class Directions:
     """The sectors around a store, ranked where it is known how many people live in them.
 
     `rows`: sector, the wind; customers; spend; new, first seen in the last `days`; distance_km and
-    bearing, in degrees from north, of the middle of the customers by spend; state, "value",
-    "hidden" or "zero". With the people in each sector: population; reachable, those of them who are
-    no customers; penetration; value, the customers missing against the average share of customers
-    in the same rings, low and high, its 95 % interval. The first row is that with the largest
-    value; without people the sectors stand in the order of the compass.
+    bearing, in degrees from north, of the middle of the customers by spend; hidden, how many of
+    its cells are hidden and left out here; state, "value", "hidden" or "zero". With the people in
+    each sector: population; reachable, those of them who are no customers; penetration; value, the
+    customers missing against the average share of customers in the same rings, low and high, its
+    95 % interval. The first row is that with the largest value; without people the value is the
+    customers, and the sectors stand in the order of the compass.
     `ranked` tells which; `winner` is the sector that lacks more customers than any other, or "".
     """
 
@@ -40,6 +41,10 @@ class Directions:
     winner: str
     verdict: str
     what: str
+
+    def __str__(self) -> str:
+        """Say the verdict."""
+        return self.verdict
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per sector."""
@@ -68,17 +73,22 @@ class Directions:
         formats |= {"are customers": n.percent} if self.ranked else {}
         formats["spend"] = lambda x: n.money(x, 0)
         table = results.html_table(rows, title=f"Directions from {self.store}", formats=formats)
-        return f"<p>{escape(self.verdict)}</p>{table}"
+        left = int((self.rows["hidden"] > 0).sum())
+        note = (
+            f"<p>In {n.number(left)} directions cells are hidden; they are left out here with the "
+            "people who live in them.</p>"
+        )  # fmt: skip
+        return f"<p>{escape(self.verdict)}</p>{table}{note if left else ''}"
 
 
 def directions(area: Cells, store_id: str, *, seed: int = 1) -> Directions:
     """Compare the directions around a store as places to advertise.
 
     A sector lacks customers where fewer of its people buy than around the store on average, ring
-    by ring, so that a far sector is not blamed for it. The interval is the bootstrap's:
-    customers drawn again from the cells, 2,000 times. Cells that `Cells` hides are not in it,
-    neither their people nor their customers, so that no sum gives one away; nor are competitors: a
-    sector may lack customers because another shop has them.
+    by ring, so that a far sector is not blamed for it. The interval is the bootstrap's: the
+    customers of each cell drawn again 2,000 times, by Poisson. Cells that `Cells` hides are not in
+    it, neither their people nor their customers, so that no sum gives one away; nor are
+    competitors: a sector may lack customers because another shop has them.
 
     Raises
     ------
@@ -99,6 +109,7 @@ def directions(area: Cells, store_id: str, *, seed: int = 1) -> Directions:
             "each district (table districts with population and geometry) nobody knows how many "
             f"within {reach} km are no customers yet. The counts are shown in compass order."
         )
+        rows = rows.assign(value=rows["customers"])
         return Directions(name, rows, n, k, False, "", verdict, "customers")
     rows = rows.assign(**_missing(told, area, seed))
     rows.loc[rows["state"] == "hidden", ["reachable", "penetration", "value", "low", "high"]] = (
@@ -116,12 +127,14 @@ def _best(known: pd.DataFrame, name: str, n: results.Numbers) -> tuple[str, str]
         return f"No clear winner around {name}: no direction can be compared with others.", ""
     best = known.iloc[0]
     lacks, low, high = (n.number(best[column]) for column in ("value", "low", "high"))
-    if best["low"] > 0 and (known["high"].iloc[1:] < best["low"]).all():
+    # Directions without customers know no chance: of one alone with some, none is told.
+    some = (known["customers"] > 0).sum() > 1
+    if some and best["low"] > 0 and (known["high"].iloc[1:] < best["low"]).all():
         return (
             f"Advertise in the {best['sector']} of {name}: {n.number(best['reachable'])} people "
-            f"there are no customers, and {lacks} customers are missing against the average of "
-            f"the same distance ({low} to {high}), more than in any other direction. Another shop "
-            "may have them."
+            f"there are no customers yet. If as many of them bought as of those who live as far "
+            f"away in other directions, we had {lacks} customers more ({low} to {high}); no other "
+            "direction lacks as many. Competitors may have them."
         ), str(best["sector"])
     return (
         f"No clear winner around {name}: the intervals of the best directions overlap, or none "
@@ -140,22 +153,27 @@ def _by_cell(one: Cells, store_id: str) -> pd.DataFrame:
     ring, sector = places.ring_and_sector(p, rings_km=one.rings_km, sectors=one.sectors)
     weight = p.spend.clip(lower=0.0)
     inside = p.select(
-        "new", ring=ring, sector=sector, weight=weight,
+        "new", "spend", ring=ring, sector=sector, weight=weight,
         east=weight * (p.x * p.east_x + p.y * p.east_y),
         north=weight * (p.x * p.north_x + p.y * p.north_y + p.z * p.north_z),
     )  # fmt: skip
     found = inside.group_by("ring", "sector").aggregate(
         new=inside.count(where=inside.new),
+        spenders=inside.count(where=inside.spend != 0),
         **{name: inside[name].sum() for name in ("weight", "east", "north")},
     )
     shown = one.rows[(one.rows["sector"] >= 0) & one.rows["state"].isin(["value", "zero"])]
     more = found.to_pandas().astype({"ring": "int64", "sector": "int64"})
-    return shown.merge(more, how="left", on=["ring", "sector"]).fillna({"new": 0, "weight": 0})
+    told = shown.merge(more, how="left", on=["ring", "sector"]).fillna({"new": 0, "spenders": 0})
+    # Where the sum is hidden, who spent it has no part in the middle either.
+    parts = ["spend", "spenders", "weight", "east", "north"]
+    told[parts] = told[parts].where(told["spend"].notna(), 0.0).fillna(0.0)
+    return told
 
 
 def _by_sector(told: pd.DataFrame, one: Cells) -> pd.DataFrame:
     """Sum the cells of each sector, and find the middle of its customers."""
-    sums = ["customers", "new", "spend", "weight", "east", "north"]
+    sums = ["customers", "new", "spend", "spenders", "weight", "east", "north"]
     found = told.groupby("sector")[sums].sum().reindex(range(one.sectors)).fillna(0.0)
     # Near a place the sine of the angle is the distance in radii; at 100 km 4 m are lost.
     east, north = (
@@ -165,21 +183,23 @@ def _by_sector(told: pd.DataFrame, one: Cells) -> pd.DataFrame:
     # To five degrees: enough for a poster, too little for a house.
     turn = [math.degrees(math.atan2(e, n)) for e, n in zip(east, north, strict=True)]
     found["bearing"] = [5 * round(t / 5) % 360 if t == t else math.nan for t in turn]
-    few = [
-        results.few(new, one.k) or results.few(all_ - new, one.k)
-        for new, all_ in zip(found["new"], found["customers"], strict=True)
-    ]
-    found["new"] = found["new"].mask(few)
+    found["rest"] = found["customers"] - found["new"]
+    secret = results.hidden(found, counts=["customers", "new", "rest"], k=one.k)
+    found["new"] = found["new"].mask(secret)
+    few = found["spenders"] < one.k
+    found.loc[few & (found["spenders"] > 0), "spend"] = math.nan
+    found.loc[few, ["distance_km", "bearing"]] = math.nan
     cells = one.rows[one.rows["sector"] >= 0]
-    some_hidden = cells.groupby("sector")["state"].agg(lambda states: (states == "hidden").any())
+    found["hidden"] = cells["state"].eq("hidden").groupby(cells["sector"]).sum()
     found["state"] = [
         "value" if count > 0 else "hidden" if hidden else "zero"
-        for count, hidden in zip(found["customers"], some_hidden, strict=True)
+        for count, hidden in zip(found["customers"], found["hidden"], strict=True)
     ]
     found["distance_km"] = found["distance_km"].round(1)
     found.loc[found["state"] == "hidden", ["customers", "new", "spend"]] = math.nan
     found.insert(0, "sector_name", places.sector_names(one.sectors))
-    columns = ["sector_name", "customers", "new", "spend", "distance_km", "bearing", "state"]
+    columns = ["sector_name", "customers", "new", "spend", "distance_km", "bearing", "hidden",
+               "state"]  # fmt: skip
     return found[columns].rename(columns={"sector_name": "sector"}).reset_index(drop=True)
 
 
@@ -191,15 +211,14 @@ def _missing(told: pd.DataFrame, one: Cells, seed: int) -> dict[str, Array]:
     at = (told["ring"].to_numpy(), told["sector"].to_numpy())
     people[at], count[at] = told["population"].fillna(0), told["customers"]
     count[people < 1], people[people < 1] = 0, 0  # beyond the districts nothing is compared
-    total = int(count.sum())
-    drawn = np.random.default_rng(seed).multinomial(total, (count / total).ravel(), DRAWS)
+    drawn = np.random.default_rng(seed).poisson(count, (DRAWS, *count.shape))
 
     def missing(counts: Array) -> Array:
         rings = counts.sum(axis=-1, keepdims=True) / people.sum(axis=1, keepdims=True).clip(1)
         gap: Array = (people * rings - counts).sum(axis=-2)
         return gap
 
-    low, high = np.quantile(missing(drawn.reshape(DRAWS, *count.shape)), (0.025, 0.975), axis=0)
+    low, high = np.quantile(missing(drawn), (0.025, 0.975), axis=0)
     there = people.sum(axis=0)
     some = there >= 1
     share = np.divide(count.sum(axis=0), there, out=np.full(one.sectors, np.nan), where=some)

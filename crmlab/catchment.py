@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from crmlab import districts, homes, places, results, tables
 from crmlab.homes import Homes
-from crmlab.stocks import Table
+from crmlab.stocks import Table, attempt
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 RINGS_KM = (5.0, 10.0, 20.0)
 OUTSIDE, NOWHERE = "outside", "without coordinates"
-# Columns that add up over cells, and those of one customer's largest part.
-SUMS = ("customers", "members", "spend", "points")
-LARGEST = {"spend": "largest_spend", "points": "largest_points"}
+# Who has a part of a sum, and the most that one of them has: what tells whether it may be told.
+HELPERS = {"spend": ("spenders", "largest_spend"), "points": ("holders", "largest_points")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +33,10 @@ class Cells:
     direction; state, "value", "hidden", "zero" or "no data"; customers; members of the programme;
     spend, net in the last `days` in shop currency; points, the balance; population,
     purchasing_power in shop currency a year, and penetration, customers per person, as far as
-    districts reach. Where a cell is hidden its figures are missing. Below the cells of a store
-    stand what lies outside the rings and the customers without coordinates, with ring and sector
-    -1. `totals`: per store its customers, and how many of them in how many cells are hidden.
+    districts reach. Where a cell is hidden its figures are missing, and so is a sum where few have
+    a part in it. Below the cells of a store stand what lies outside the rings and the customers
+    without coordinates, with ring and sector -1. `totals`: per store its customers, and how many
+    of them in how many cells are hidden.
     `exact` is the same without hiding: for the private folder only.
     """
 
@@ -97,12 +97,13 @@ class Cells:
             least = "" if inside == inside else "at least "
             inside = inside if inside == inside else by.sum()
             if not by.max() > 0:
-                told.append(f"{store.store}: too few customers to tell where they live.")
+                told.append(f"Around {store.store} too few customers live to tell where.")
                 continue
+            shown = " of those shown" if store.hidden_cells else ""
             told.append(
-                f"{store.store}: {least}{n.number(inside)} customers live within "
-                f"{n.km(self.rings_km[-1])} km, most of them in the {by.idxmax()} "
-                f"({n.percent(by.max() / inside, 0)})."
+                f"Of our {n.number(store.customers)} customers {least}{n.number(inside)} live "
+                f"within {n.km(self.rings_km[-1])} km of {store.store}, most of them in the "
+                f"{by.idxmax()} ({n.percent(by.max() / by.sum(), 0)}{shown})."
             )
         rest = len(self.totals) - 3
         more = f" {n.number(rest)} more stores are in the table." if rest > 0 else ""
@@ -164,7 +165,16 @@ class Cells:
         return (
             f"{n.number(cells)} cells{around} are hidden, as they or others would tell of fewer "
             f"than {self.k} customers; they hold {n.number(self.totals['hidden'].sum())} customers."
+            + (
+                " Wider rings or fewer directions would hide less."
+                if 3 * cells > len(self.rows)
+                else ""
+            )
         )
+
+    def __str__(self) -> str:
+        """Say the verdict."""
+        return self.verdict
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per store, ring and sector; figures of hidden cells are missing."""
@@ -185,7 +195,8 @@ class Cells:
         formats: dict[str, Any] = {name: n.number for name in known}
         formats |= {name: n.short_money for name in known if name in MONEY}
         formats |= {"penetration": n.percent} if "penetration" in known else {}
-        title = f"Customers by ring and direction{f' around {self.store}' if self.store else ''}"
+        around = f" around {self.store}" if self.store else ""
+        title = f"Customers by ring and direction{around}, spend of {self.homes.days} days"
         table = results.html_table(shown, title=title, formats=formats, headings=HEADINGS)
         said = " ".join(filter(None, (self.hidden, self.note)))
         return f"<p>{escape(self.verdict)}</p>{table}<p>{escape(said)}</p>"
@@ -202,7 +213,7 @@ MEASURES = (
 )
 MONEY = ("spend", "purchasing_power")
 HEADINGS = {
-    "population": "people", "purchasing_power": "their power a year", "penetration": "are customers"
+    "population": "people", "purchasing_power": "purchasing power", "penetration": "are customers"
 }  # fmt: skip
 
 
@@ -231,6 +242,9 @@ def cells(
     ------
     DataError as `homes.of_customers`; UsageError for radii, sectors or a method that cannot be
     """
+    if not isinstance(shop, Homes) and not as_of:
+        raise tables.UsageError("cells needs as_of, a date such as 2025-12-31, unless it is given "
+                                "what homes.of_customers returns.")  # fmt: skip
     base = shop if isinstance(shop, Homes) else homes.of_customers(shop, as_of=as_of)
     radii, names = places.rings(rings_km), places.sector_names(sectors)
     if method not in ("sphere", "geodesic"):
@@ -238,9 +252,9 @@ def cells(
     how = _counted if method == "sphere" else _geodesic
     counted = how(base, radii, sectors)
     exact = _complete(base, counted, radii, names)
-    land = districts.of(base.shop) if base.shop.has("districts") else None
-    note = ""
-    if land is not None:
+    land = attempt(lambda: districts.of(base.shop)) if base.shop.has("districts") else None
+    note = "" if land is None else getattr(land, "why", "")
+    if land:
         exact, note = _peopled(exact, base, land, radii, sectors), " ".join(land.notes)
     hidden = [_shown(part, base) for _, part in exact.groupby("store_id", sort=False)]
     import pandas as pd
@@ -262,7 +276,8 @@ def count_cells(
 
     Returns
     -------
-    table: store_id, ring, sector, customers, members, spend, largest_spend, points, largest_points
+    table: store_id, ring, sector, customers, members; spend, spenders, whose spend is not 0, and
+    largest_spend, the most of one of them; points, holders and largest_points likewise
     """
     pairs = rows.filter(rows.x.notnull()).cross_join(stores)
     ring, sector = places.ring_and_sector(pairs, rings_km=rings_km, sectors=sectors)
@@ -271,8 +286,10 @@ def count_cells(
         customers=pairs.count(),
         members=pairs.count(where=pairs.member),
         spend=pairs.spend.sum(),
+        spenders=pairs.count(where=pairs.spend != 0),
         largest_spend=pairs.spend.abs().max(),
         points=pairs.points.sum(),
+        holders=pairs.count(where=pairs.points != 0),
         largest_points=pairs.points.abs().max(),
     )
 
@@ -304,7 +321,10 @@ def _geodesic(base: Homes, radii: Sequence[float], sectors: int) -> pd.DataFrame
     rows = base.rows.filter(base.rows.x.notnull())
     frame = rows.select("latitude", "longitude", "member", "spend", "points").to_pandas()
     frame["member"] = frame["member"].astype("boolean").fillna(False).astype(bool)
-    frame["largest_spend"], frame["largest_points"] = frame["spend"].abs(), frame["points"].abs()
+    for total, (who, most) in HELPERS.items():
+        frame[who], frame[most] = frame[total] != 0, frame[total].abs()
+    # No points at all are no points of anybody.
+    frame["holders"] &= frame["points"].notna()
     globe, parts = Geod(ellps="WGS84"), []
     for store in base.own.itertuples():
         at = (np.full(len(frame), store.longitude), np.full(len(frame), store.latitude))
@@ -314,10 +334,11 @@ def _geodesic(base: Homes, radii: Sequence[float], sectors: int) -> pd.DataFrame
             ring=np.searchsorted(radii, metres / 1000),
             sector=np.floor((bearing % 360) * sectors / 360 + 0.5).astype(int) % sectors,
         )
-        parts.append(there.groupby(["store_id", "ring", "sector"], as_index=False).agg(
-            customers=("spend", "size"), members=("member", "sum"), spend=("spend", "sum"),
-            largest_spend=("largest_spend", "max"), points=("points", "sum"),
-            largest_points=("largest_points", "max")))  # fmt: skip
+        sums = dict.fromkeys(("members", "spend", "spenders", "points", "holders"), "sum")
+        largest = dict.fromkeys(("largest_spend", "largest_points"), "max")
+        there = there.rename(columns={"member": "members"}).assign(customers=1)
+        cells = there.groupby(["store_id", "ring", "sector"], as_index=False)
+        parts.append(cells.agg({"customers": "sum", **sums, **largest}))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -327,13 +348,10 @@ def _complete(
     """Return every cell of every store, empty ones too, and below them who is in none."""
     import pandas as pd
 
-    columns = ["customers", "members", "spend", "largest_spend", "points", "largest_points"]
-    rows = base.rows.filter(base.rows.x.isnull())
-    nowhere = rows.aggregate(
-        customers=rows.count(), members=rows.count(where=rows.member), spend=rows.spend.sum(),
-        largest_spend=rows.spend.abs().max(), points=rows.points.sum(),
-        largest_points=rows.points.abs().max(),
-    ).to_pandas().fillna(0).iloc[0]  # fmt: skip
+    columns = ["customers", "members", "spend", "spenders", "largest_spend", "points", "holders",
+               "largest_points"]  # fmt: skip
+    homeless = base.rows.filter(base.rows.x.isnull()).count().to_pyarrow().as_py()
+    nowhere = dict.fromkeys(columns, 0.0) | {"customers": homeless}
     parts = []
     for store in base.own.itertuples():
         mine = counted[counted["store_id"] == store.store_id]
@@ -348,7 +366,7 @@ def _complete(
         beyond = mine[mine["ring"] >= len(radii)]
         rest = pd.DataFrame([
             {name: beyond[name].agg("max" if "largest" in name else "sum") for name in columns},
-            nowhere.to_dict()])  # fmt: skip
+            nowhere])  # fmt: skip
         rest = rest.assign(ring=-1, sector=-1, direction=[OUTSIDE, NOWHERE])
         rest["from_km"] = [radii[-1], math.nan]
         full = pd.concat([full, rest], ignore_index=True)
@@ -357,7 +375,7 @@ def _complete(
         parts.append(full)
     found = pd.concat(parts, ignore_index=True)
     found[columns] = found[columns].fillna(0).astype(float).round(2)
-    lacking = {"member": ["members"], "points": ["points", "largest_points"]}
+    lacking = {"member": ["members"], "points": ["points", "holders", "largest_points"]}
     gone = [name for what, names in lacking.items() if what not in base.has for name in names]
     return found.drop(columns=gone)
 
@@ -394,18 +412,25 @@ def _peopled(
 def _shown(exact: pd.DataFrame, base: Homes) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Hide what would tell of too few, and count it."""
     first = exact.iloc[0]
-    largest = {total: part for total, part in LARGEST.items() if part in exact}
-    marked = exact.assign(nowhere=exact["direction"] == NOWHERE)
-    counts = ["customers"]
-    if "members" in exact:
-        marked["others"] = exact["customers"] - exact["members"]
-        counts += ["members", "others"]
-    hidden = results.hidden(marked, counts=counts, k=base.k, largest=largest, last="nowhere")
-    rows = exact.drop(columns=list(largest.values()))
+    nowhere = exact["direction"] == NOWHERE
+    # Whoever has no place is told of elsewhere: they hide no cell, and only their own number.
+    hidden = results.hidden(
+        exact.assign(nowhere=nowhere), counts=["customers"], k=base.k, last="nowhere"
+    )
+    rows = exact.drop(columns=[name for pair in HELPERS.values() for name in pair if name in exact])
+    inside = exact[~nowhere].assign(others=exact["customers"] - exact.get("members", 0))
+    asked: dict[str, tuple[list[str], dict[str, str]]] = {
+        total: (["customers", who], {total: most}) for total, (who, most) in HELPERS.items()
+    }
+    asked["members"] = (["customers", "members", "others"], {})
+    for name in [name for name in asked if name in exact]:
+        counts, largest = asked[name]
+        secret = results.hidden(inside, counts=counts, k=base.k, largest=largest)
+        rows[name] = rows[name].mask(secret.reindex(rows.index, fill_value=True))
     told = ("customers", "members", "spend", "points", "penetration")
     rows.loc[hidden, [name for name in told if name in rows]] = math.nan
     # Nobody is anywhere while nobody's home is known.
-    known = exact.loc[~marked["nowhere"], "customers"].sum() > 0
+    known = exact.loc[~nowhere, "customers"].sum() > 0
     rows["state"] = "zero" if known else "no data"
     rows.loc[exact["customers"] > 0, "state"] = "value"
     rows.loc[hidden, "state"] = "hidden"

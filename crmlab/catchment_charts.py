@@ -35,7 +35,7 @@ class Reach(Protocol):
 
     numbers: results.Numbers
 
-    def shown(self) -> pd.DataFrame: ...  # noqa: D102
+    def drawn(self) -> pd.DataFrame: ...  # noqa: D102
 
 
 class Ranking(Answer, Protocol):
@@ -52,7 +52,7 @@ def decay(result: Reach) -> Chart:
 
     Five stores have names and colours, those with most buyers; the others are grey.
     """
-    n, rows = result.numbers, result.shown()
+    n, rows = result.numbers, result.drawn()
     # Who lives farther than the last band has no place on the axis.
     rows = rows[rows["share"].notna() & (rows["to_km"] < math.inf)].rename(
         columns={"name": "store"}
@@ -139,7 +139,7 @@ def sectors(result: Ranking) -> Chart:
             for place, value in zip(places_of, some["value"], strict=True):
                 drawing.label(axes, value, place, printed(value), INK, va="center", fontsize=SMALL)
             axes.margins(x=0.15)
-        empty = {"hidden": "too few to show", "zero": "none", "no data": "no data"}
+        empty = {"hidden": "hidden for privacy", "zero": "none", "no data": "no data"}
         for place, row in enumerate(rows.itertuples()):
             if row.value != row.value:
                 axes.text(0.01, place, empty.get(row.state, "not known"), color=MUTED, va="center",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from crmlab import maps, places
+from crmlab import maps, places, tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from crmlab.squares import Squares
     from crmlab.trade_areas import TradeAreas
 
-NOT_TOLD = {"hidden": "too few to show", "zero": "no customers", "no data": "not known"}
+NOT_TOLD = {
+    "hidden": "hidden for privacy",
+    "zero": "no customers",
+    "no data": "not known",
+}
 
 
 def catchment(
@@ -32,18 +36,24 @@ def catchment(
 
     Parameters
     ----------
-    squares, trade : what is known of density and trade areas, else left out
-    land, living : the districts and their customers, both or none
+    squares, trade, land, living : what is known of density, trade areas, districts and their
+        customers; None, or what `stocks.attempt` left out, is left out here too
     tiles, attribution : as of `maps.draw`
+
+    Raises
+    ------
+    DataError where a store lies so near a pole that no map shows it
     """
+    if (area.homes.stores["latitude"].abs() > maps.LARGEST_LATITUDE).any():
+        raise tables.DataError("A store lies so near a pole that no map shows it.")
     n, layers = area.numbers, []
-    if squares is not None and len(squares.rows):
+    if squares and len(squares.rows):
         layers.append(_density(squares))
-    if land is not None and living is not None:
+    if land and living:
         layers.append(_districts(land, living, shown=not layers))
     if store_id:
         layers += _around(area.of(store_id), shown=not layers)
-    if trade is not None and len(trade.hulls):
+    if trade and len(trade.hulls):
         layers.append(_hulls(trade, store_id))
     stores = area.homes.stores
     shops = [
@@ -51,7 +61,7 @@ def catchment(
         for store in stores.itertuples()
     ]
     one = area.of(store_id) if store_id else area
-    notes = [squares.verdict if squares is not None else "", one.hidden if store_id else ""]
+    notes = [squares.verdict if squares else "", one.hidden if store_id else ""]
     ours = int(stores["own"].sum())
     return maps.draw(
         "Where do our customers live?",
@@ -69,7 +79,10 @@ def catchment(
 def _density(squares: Squares) -> maps.Layer:
     # Without words of their own they are few shapes, each of all squares of a shade.
     shapes = [maps.Shape(row.geometry, "", row.density) for row in squares.rows.itertuples()]
-    return maps.Layer("Density of customers", shapes, "Customers per square km")
+    n = squares.numbers
+    few = squares.rows["density"].max() < 20  # then whole numbers would say little
+    return maps.Layer("Density of customers", shapes, "Customers per square km",
+                      printed=lambda x: n.number(x, 2 if few and x < 1 else int(few)))  # fmt: skip
 
 
 def _districts(land: Districts, living: InDistricts, *, shown: bool) -> maps.Layer:

@@ -51,13 +51,14 @@ class Quality:
     @property
     def kpis(self) -> list[results.Kpi]:
         """The tile: how many customers have a place, where that can be told."""
-        located = int(self.rows.set_index("what")["customers"]["located"])
+        count = self.rows.set_index("what")["customers"]
+        located = int(count["located"] - count[SWAPPED] - count[FAR])
         if self.customers < self.k or results.few(self.customers - located, self.k):
             return []
         share = located / self.customers
         if results.few(located, self.k):
             return []
-        return [results.Kpi("Customers with a place", share, "share", "up", "of all who bought")]
+        return [results.Kpi("Customers with a place", share, "share", "up", "that can be, of all")]
 
     def told(self, count: int) -> str:
         """Print a number of customers: of some, but fewer than `k`, only that; so of the rest."""
@@ -66,6 +67,10 @@ class Quality:
         if results.few(self.customers - count, self.k):
             return f"all but fewer than {self.k}"
         return self.numbers.number(count)
+
+    def __str__(self) -> str:
+        """Say the verdict."""
+        return self.verdict
 
     def to_frame(self) -> pd.DataFrame:
         """Return what a page may show: what, customers in words, share or nan."""
@@ -295,11 +300,13 @@ def _caution(homes: Homes, located: int, table: pd.DataFrame, stores: int) -> st
             "Most latitudes in the table customers are out of range: are they longitudes? "
             "Rename these columns in shop.toml."
         )
-    if most := max(lost.values()):
-        n, k = homes.numbers, homes.k
-        told = f"fewer than {k}" if results.few(most, k) else n.number(most)
-        return (
-            f"A coordinate of {told} customers was (0, 0), out of range or unreadable, and is "
-            "unknown."
-        )
-    return ""
+    n, k, told = homes.numbers, homes.k, []
+    for count, words in (
+        (swapped + table.set_index("what")["customers"][FAR],
+         "look swapped or lie far from every store, and count as they are given"),
+        (max(lost.values()), "were (0, 0), out of range or unreadable, and are unknown"),
+    ):  # fmt: skip
+        if count:
+            many = f"fewer than {k}" if results.few(count, k) else n.number(count)
+            told.append(f"The coordinates of {many} customers {words}.")
+    return " ".join(told)

@@ -21,6 +21,7 @@ AGES = (
 MOST_OCCUPATIONS = 8
 OTHER, UNKNOWN = "other", "unknown"
 GROUP = ["occupation", "sex", "age_group"]
+LARGEST = 12  # groups in a table; the picture has all
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +60,16 @@ class Radar:
         n, told = self.numbers, []
         if self.hidden_groups:
             told.append(
-                f"Not shown are {n.number(self.hidden_groups)} small groups, together "
-                f"{n.number(self.hidden_customers)} customers."
+                f"Not shown are {n.number(self.hidden_groups)} small groups, together about "
+                f"{n.number(self.k * round(self.hidden_customers / self.k))} customers."
             )
         if gone := self.rows["customers"].sum() - self.drawn["customers"].sum():
             told.append(f"Of other sex, or of unknown sex or age: {n.number(gone)}.")
         return " ".join(told)
+
+    def __str__(self) -> str:
+        """Say the verdict."""
+        return self.verdict
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per group, and below them the hidden ones as one."""
@@ -76,10 +81,11 @@ class Radar:
         return pd.concat([self.rows, last], ignore_index=True) if len(last) else self.rows.copy()
 
     def _repr_html_(self) -> str:
-        n = self.numbers
+        n, largest = self.numbers, self.rows.nlargest(LARGEST, "customers")
+        which = "" if len(largest) == len(self.rows) else f"the {LARGEST} largest groups "
         table = results.html_table(
-            self.to_frame(),
-            title=f"Customers by occupation, sex and age, {n.number(self.days)} days to "
+            largest,
+            title=f"Customers by occupation, sex and age, {which}of {n.number(self.days)} days to "
             f"{n.day(self.as_of)}",
             formats={"customers": n.number, "spend": n.money},
             headings={"age_group": "age", "spend": "spend per customer"},

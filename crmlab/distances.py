@@ -36,6 +36,10 @@ class Decay:
     k: int
     numbers: results.Numbers
 
+    def __str__(self) -> str:
+        """Say the verdict."""
+        return self.verdict
+
     def to_frame(self) -> pd.DataFrame:
         """Return the table."""
         return self.rows.copy()
@@ -47,6 +51,26 @@ class Decay:
         "zero" (nobody bought) or "no data" (nobody lives there).
         """
         return _bands_shown(self.rows, self.k)
+
+    def drawn(self) -> pd.DataFrame:
+        """Return `shown` as coarse as a picture needs it: name, from_km, to_km, share, low, high.
+
+        From exact shares and intervals the number of customers in each band could be read, and
+        bands add up to rings: shares are rounded to 1 %, and intervals are those of the next
+        lower multiple of k customers.
+        """
+        found = self.shown()
+        least = found["customers"] // self.k * self.k
+        share = found["share"].round(2)
+        ends = [
+            effects.wilson(round(part * n), int(n)) if n > 0 else (math.nan, math.nan)
+            for part, n in zip(share, least, strict=True)
+        ]  # fmt: skip
+        found["share"], found["low"], found["high"] = (
+            share,
+            *(list(x) for x in zip(*ends, strict=True)),
+        )
+        return found
 
     @property
     def verdict(self) -> str:

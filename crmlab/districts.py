@@ -91,6 +91,10 @@ class InDistricts:
     k: int
     numbers: results.Numbers
 
+    def __str__(self) -> str:
+        """Say the verdict."""
+        return self.verdict
+
     def to_frame(self) -> pd.DataFrame:
         """Return the table."""
         return self.rows.copy()
@@ -106,20 +110,27 @@ class InDistricts:
 
         rows = self.rows
         found = rows[["district_id", "name", "population"]].copy()
-        secret = results.hidden(rows, counts=["customers"], k=self.k)
+        # How many have no place is told elsewhere: they hide no district, and only themselves.
+        nowhere = rows["name"].eq(NOWHERE) & rows["district_id"].isna()
+        secret = results.hidden(
+            rows.assign(nowhere=nowhere), counts=["customers"], k=self.k, last="nowhere"
+        )
+        inside = rows[~nowhere]
+
+        def hides(part: pd.DataFrame, counts: list[str], **largest: str) -> pd.Series[bool]:
+            found = results.hidden(part, counts=counts, k=self.k, largest=largest)
+            return secret | found.reindex(rows.index, fill_value=True)
+
         found["customers"] = rows["customers"].astype(float).mask(secret)
         found["penetration"] = rows["penetration"].mask(secret)
         for name in ("members", "new"):
             found[name] = math.nan
             if rows[name].notna().all():
-                part = rows.assign(rest=rows["customers"] - rows[name])
-                part = part[["customers", name, "rest"]]
-                hidden = results.hidden(part, counts=["customers", name, "rest"], k=self.k)
-                found[name] = rows[name].astype(float).mask(hidden | secret)
-        few = results.hidden(
-            rows, counts=["customers", "spenders"], k=self.k, largest={"spend": "largest"}
-        )
-        found["spend"] = rows["spend"].mask(few | secret)
+                part = inside.assign(rest=inside["customers"] - inside[name])
+                few = hides(part, ["customers", name, "rest"])
+                found[name] = rows[name].astype(float).mask(few)
+        few = hides(inside, ["customers", "spenders"], spend="largest")
+        found["spend"] = rows["spend"].mask(few)
         unknown = rows["district_id"].notna() & ~(rows["population"] > 0)
         choices = [("hidden", secret), ("zero", rows["customers"] == 0), ("no data", unknown)]
         found["state"] = np.select([which for _, which in choices],
@@ -186,7 +197,13 @@ def of(shop: Shop) -> Districts:
             f"Shop '{shop.id}' has no table districts: put the city's districts beside the other "
             "tables as districts.geojson, with district_id and population."
         )
-    frame = shop.table("districts").to_pandas()
+    try:
+        frame = shop.table("districts").to_pandas()
+    except tables.DataError as error:
+        raise tables.DataError(
+            f"The table districts of shop '{shop.id}' cannot be read; `crmlab check {shop.id}` "
+            "says why."
+        ) from error
     if "geometry" not in frame.columns:
         raise tables.DataError(
             f"The table districts of shop '{shop.id}' has no column geometry, the outline of each "

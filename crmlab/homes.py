@@ -40,6 +40,10 @@ class Homes:
     lost: int
     has: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        """Say of what shop and day these are: everything in it would be a page of tables."""
+        return f"Homes of shop '{self.shop.id}' as of {self.as_of}, {len(self.own)} own stores"
+
     @property
     def k(self) -> int:
         """The fewest customers of whom may be told."""

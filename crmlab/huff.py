@@ -82,6 +82,10 @@ class Huff:
         errors = self.proof.set_index("method")["new_store_error"]
         return self.beats and not (errors.drop(HUFF) <= errors[HUFF]).any()
 
+    def __str__(self) -> str:
+        """Say the verdict."""
+        return self.verdict
+
     def to_frame(self) -> pd.DataFrame:
         """Return the exponents."""
         return self.rows.copy()
@@ -102,13 +106,18 @@ class Huff:
                 "Huff's model does not hold here: for customers it had not seen it foretold no "
                 f"better than “{'” and “'.join(beaten)}”. No what-if is made of it."
             )
-        right = proof["right"]
+        right, notes = proof["right"], ""
+        if right[HUFF] <= right[NEAREST]:
+            notes = " It knows better how sure each visit is, not which store is likeliest."
+        sized = f"Size (to the power of {size}) and distance ({distance}) say"
+        if not self.choices.sized:
+            sized = f"Distance (to the power of {distance}) says"
         size_alone = f", {n.percent(right[AREA], 0)} by size alone" if self.choices.sized else ""
         return (
-            f"Size (to the power of {size}) and distance ({distance}) say where customers buy: "
+            f"{sized} where customers buy: "
             f"{n.percent(right[HUFF], 0)} of the visits of customers that the model had not seen "
             f"went to the store it holds likeliest ({n.percent(right[NEAREST], 0)} to the nearest"
-            f"{size_alone})."
+            f"{size_alone}).{notes}"
         )
 
     def _repr_html_(self) -> str:
@@ -147,7 +156,12 @@ class Huff:
                       "right": "visits foretold", "misplaced": "misplaced",
                       "new_store_error": "error for a store left out"},
         )  # fmt: skip
-        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
+        how = (
+            "The 95 % interval is the wider of two: by customers, and by leaving out each store "
+            "once (with Student's t). The log score is better the nearer it is to 0; misplaced are "
+            "visits expected at another store than they went to."
+        )
+        notes = "".join(f"<p>{escape(note)}</p>" for note in (how, *self.notes))
         return f"<p>{escape(self.verdict)}</p>{exponents}{proof}{notes}"
 
 

@@ -36,7 +36,7 @@ LOADED_BY_FOLIUM = {
 }
 # The sign of each, and its words in the legend.
 STATES = {
-    "hidden": ("hidden", "too few to show"),
+    "hidden": ("hidden", "hidden for privacy"),
     "zero": ("zero", "none"),
     "no data": ("unknown", "no data"),
 }
@@ -211,10 +211,7 @@ def draw(
 
 
 def _together(features: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return polygons that say nothing as one for each shade, the lightest lowest; others after.
-
-    Thousands of squares are then a quarter of the page, and are drawn in a quarter of the time.
-    """
+    """Return polygons that say nothing as one for each shade, the lightest lowest; others after."""
     parts: dict[str, list[Any]] = {}
     others = []
     for one in features:
@@ -279,11 +276,12 @@ def _data(
 
     def place(position: Sequence[float]) -> list[float]:
         longitude, latitude = (float(value) for value in position[:2])
-        if not (math.isfinite(longitude) and abs(latitude) <= LARGEST_LATITUDE):
+        if not (math.isfinite(longitude) and abs(latitude) <= 90):
             raise tables.UsageError(
                 f"Nothing can be drawn at longitude {longitude:g}, latitude {latitude:g}: a shape "
                 "gives its degrees of longitude first, then those of latitude."
             )
+        latitude = max(-LARGEST_LATITUDE, min(LARGEST_LATITUDE, latitude))
         if points:
             longitude -= 360 * round((longitude - points[0][0]) / 360)
         points.append((longitude, latitude))
@@ -360,7 +358,7 @@ def _shades(layer: Layer, numbers: results.Numbers) -> tuple[list[tuple[str, str
     printed = layer.printed or numbers.number
     # Of things counted the next class begins one later.
     step = 1 if layer.printed is None and all(float(v).is_integer() for v in values) else 0
-    uppers = [*(limit - step for limit in limits[1:]), last]
+    uppers = [*(limit - step for limit in limits[1:]), last][: len(limits)]
     apart = (CLASSES - 1) / max(len(limits) - 1, 1)
     shades = [str(round(place * apart)) for place in range(len(limits))]
     alone = len(set(values)) <= CLASSES

@@ -30,7 +30,7 @@ def sector_names(sectors: int) -> list[str]:
     >>> sector_names(8)
     ['N', 'NE', 'E', 'SE', 'S', 'SW', 'W', 'NW']
     """
-    if sectors not in (4, 8, 16):
+    if type(sectors) is not int or sectors not in (4, 8, 16):
         raise tables.UsageError(f"sectors is {sectors!r}; it must be 4, 8 or 16.")
     return list(COMPASS[:: 16 // sectors])
 

@@ -36,6 +36,7 @@ MEASURES = {
 }
 MONEY, OF_PEOPLE = ("spend", "purchasing_power"), ("purchasing_power",)
 # Fills of their own, the same on light and dark pages, with the text that is readable on them.
+HIDDEN = "×"  # for its own sake or for others': no word of how many
 DARK_TEXT, LIGHT_TEXT = "#000000", "#ffffff"
 
 
@@ -124,7 +125,7 @@ def _told(result: Cells, rows: pd.DataFrame, measures: Sequence[str]) -> str:
         )
         told.append(f"{MEASURES[name]}, most: {cells or 'nothing that can be shown'}.")
     counts = rows["state"].value_counts()
-    for state, words in (("hidden", f"hidden, as they would tell of fewer than {result.k} people"),
+    for state, words in (("hidden", f"hidden: they or others have under {result.k} people"),
                          ("zero", "without customers"), ("no data", "without data")):  # fmt: skip
         if count := counts.get(state, 0):
             told.append(f"{n.number(count)} of {n.number(len(rows))} cells are {words}.")
@@ -152,7 +153,7 @@ def _panel(
     drawn = [(row, _state(row, name)) for row in rows.to_dict("records")]
     largest = max((row[name] for row, state in drawn if state == "value"), default=0)
     for row, state in drawn:
-        text = {"hidden": f"<{n.number(result.k)}", "zero": n.number(0)}.get(state, results.NOTHING)
+        text = {"hidden": HIDDEN, "zero": n.number(0)}.get(state, results.NOTHING)
         share = 0.0
         if state == "value":
             text, share = printed(row[name]), row[name] / largest if largest > 0 else 0.0
@@ -189,8 +190,9 @@ def _state(row: dict[str, Any], name: str) -> str:
         return str(row["state"])
     if math.isfinite(value):
         return "value" if value else "zero"
-    empty = row["state"] == "zero" and name not in (*OF_PEOPLE, "penetration")
-    return "zero" if empty else "hidden" if row["state"] == "hidden" else "no data"
+    if name in (*OF_PEOPLE, "penetration"):
+        return "hidden" if row["state"] == "hidden" else "no data"
+    return "zero" if row["state"] == "zero" else "hidden"
 
 
 def _printed(
@@ -316,7 +318,7 @@ def _key(axes: Axes, k: str, states: Collection[str]) -> None:
         _swatch(axes, 26 + 16 * at, 28, "value", at / 4)
     axes.text(111, 30, "high, each panel by its own scale", color=MUTED, fontsize=SMALL)
     words = {
-        "hidden": f"<{k}: fewer, hidden",
+        "hidden": f"{HIDDEN}: hidden (k = {k})",
         "zero": "0: none",
         "no data": f"{results.NOTHING}: no data",
     }

@@ -40,11 +40,13 @@ class Numbers:
         if not _finite(value):
             return NOTHING
         pattern = "#,##0" + ("." + "0" * digits if digits else "")
-        return format_decimal(value + 0.0, format=pattern, locale=self.locale).replace("-", "−")
+        rounded = round(value, digits) + 0.0  # no minus before a zero
+        return format_decimal(rounded, format=pattern, locale=self.locale).replace("-", "−")
 
     def km(self, value: float) -> str:
         """Print a distance without its unit; with a decimal only where it has one."""
-        return self.number(value, 0 if not _finite(value) or value % 1 == 0 else 1)
+        rounded = round(value, 2) if _finite(value) else 0.0
+        return self.number(value, 0 if rounded % 1 == 0 else 1 if rounded * 10 % 1 == 0 else 2)
 
     def money(self, value: float, digits: int | None = None) -> str:
         """Print an amount in shop currency; by default with cents up to ten thousand."""

@@ -31,6 +31,10 @@ class Shared:
     days: int
     numbers: results.Numbers
 
+    def __str__(self) -> str:
+        """Say the verdict."""
+        return self.verdict
+
     def to_frame(self) -> pd.DataFrame:
         """Return the table."""
         return self.rows.copy()
@@ -51,14 +55,13 @@ class Shared:
 
     def _repr_html_(self) -> str:
         n = self.numbers
-        hidden = f"<{self.k}"
         both = [
-            hidden if row.state == "hidden" else n.number(row.both)
+            results.NOTHING if row.state == "hidden" else n.number(row.both)
             for row in self.rows.itertuples()
         ]  # fmt: skip
         table = results.html_table(
             self.rows.assign(both=both).drop(columns="state"),
-            title=f"Customers who bought at two of our stores in {self.days} days",
+            title=f"Customers with a place who bought at two of our stores in {self.days} days",
             formats={
                 "both": str, "customers": n.number, "customers_of_other": n.number,
                 "share": n.percent, "share_of_other": n.percent, "visits_share": n.percent,
@@ -72,7 +75,10 @@ class Shared:
 
 
 def shared(homes: Homes) -> Shared:
-    """Count the customers who bought at each pair of the shop's own stores, home known or not.
+    """Count the customers who bought at each pair of the shop's own stores.
+
+    Those whose home is not known are left out, as in the trade areas: else the difference of both
+    would tell how many they are.
 
     Raises
     ------
@@ -83,7 +89,9 @@ def shared(homes: Homes) -> Shared:
     if homes.visits is None:
         raise tables.DataError(f"Receipts of shop '{homes.shop.id}' name no store (store_id).")
     own, k = homes.own.set_index("store_id")["name"], homes.k
-    visits = homes.visits.filter(homes.visits.store_id.isin(list(own.index)))
+    located = homes.rows.filter(homes.rows.x.notnull())
+    visits = homes.visits.semi_join(located, "customer_id")
+    visits = visits.filter(visits.store_id.isin(list(own.index)))
     sizes = visits.group_by("store_id").aggregate(n=visits.count()).to_pandas()
     count = sizes.set_index("store_id")["n"].sort_index()
     count = count[count >= k]

@@ -46,11 +46,15 @@ class Squares:
         )  # fmt: skip
         side = n.number(self.side_km, 0 if self.side_km % 1 == 0 else 2)
         tail = f"{left} live too far from others to be shown." if left else ""
+        count = f"{n.number(len(self.rows))} square{'s' * (len(self.rows) != 1)}"
         return (
-            f"{n.number(self.customers)} customers in {n.number(len(self.rows))} squares of "
-            f"{side} km and more, each of at least "
-            f"{self.k} customers.{tail}"
+            f"{n.number(self.customers)} customers in {count} of {side} km and more, each of at "
+            f"least {self.k} customers.{tail}"
         )
+
+    def __str__(self) -> str:
+        """Say the verdict."""
+        return self.verdict
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per square."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Decay", "Overlap", "TradeAreas", "areas", "decay", "overlap", "overlaps", "ratios"]
 
 SHARES = (0.6, 0.8, 0.95)  # the first is the primary trade area, as Esri has it
+MOST_SIDES = 16  # how much larger a square of a hull may become
 WEIGHTS = ("customers", "spend", "visits")
 
 
@@ -32,9 +33,9 @@ class TradeAreas:
     lives, in km; beyond, the share of customers farther than `beyond_km`; beyond_customers.
     A distance is nan where fewer than `k` customers live so far or farther, or so near or nearer,
     or where one customer brings half of the weight.
-    `hulls`: store_id, name, share, km, shape (shapely, in degrees), around the squares of
-    `square_km` in which at least `k` of the store's customers live within that distance; stores
-    without such a square have none.
+    `hulls`: store_id, name, share, km, shape (shapely, in degrees), around the store and the
+    squares in which at least `k` of its customers live within that distance; these are of
+    `square_km` or as much larger as it takes to hold nine tenths of them; else there is no hull.
     """
 
     rows: pd.DataFrame
@@ -46,6 +47,10 @@ class TradeAreas:
     days: int
     k: int
     numbers: results.Numbers
+
+    def __str__(self) -> str:
+        """Say the verdict."""
+        return self.verdict
 
     def to_frame(self) -> pd.DataFrame:
         """Return the table."""
@@ -90,15 +95,15 @@ class TradeAreas:
             words = f"No store has enough customers to say from how far they come ({self.k} or more"
             return f"{words} within a distance, and beyond it)."
         near, far = (told.loc[told[_name(share)].agg(end)] for end in ("idxmin", "idxmax"))
+        come = "comes" if self.weight == "spend" else "come"
         words = (
-            f"{n.percent(share, 0)} of the {self.weight} of {near['name']} "
-            f"{'comes' if self.weight == 'spend' else 'come'} from within "
+            f"{n.percent(share, 0)} of the {self.weight} of {near['name']} {come} from within "
             f"{n.number(near[_name(share)], DIGITS)} km"
         )
         if len(told) > 1:
             words += (
-                f", the shortest way of {n.number(len(told))} stores, and of {far['name']} from "
-                f"within {n.number(far[_name(share)], DIGITS)} km, the longest"
+                f", of {far['name']} from within {n.number(far[_name(share)], DIGITS)} km: the "
+                f"nearest and the farthest of {n.number(len(told))} stores"
             )
         if self.hidden:
             words += f". Stores of fewer than {self.k} customers, hidden: {n.number(self.hidden)}"
@@ -116,7 +121,7 @@ class TradeAreas:
         }
         headings |= {"beyond": f"beyond {self.beyond_km:g} km"}
         table = results.html_table(
-            shown, title=f"Within how many km how many of them live, last {self.days} days",
+            shown, title=f"Within how many km customers with a place live, last {self.days} days",
             formats=kinds, headings=headings,
         )  # fmt: skip
         return f"<p>{escape(self.verdict)}</p>{table}"
@@ -249,23 +254,32 @@ def _hulls(
         **{name: joined.count(where=joined.km <= joined[name]) for name in names}
     )
     squares = counted.order_by("store_id", "row", "column").to_pandas()
-    found = []
+    at, found = homes.own.set_index("store_id"), []
     for store in rows.to_dict("records"):
         of_store = squares[squares["store_id"] == store["store_id"]]
         for share, name in zip(shares, names, strict=True):
-            told = of_store[of_store[name] >= homes.k]
-            if told.empty or store[name] != store[name]:
+            grid, side = of_store[["row", "column", name]], side_km
+            # Where customers live thinly, small squares would leave out most of them.
+            while side < MOST_SIDES * side_km and not _holds(grid[name], homes.k):
+                up = grid.assign(row=grid["row"] // 2, column=grid["column"] // 2)
+                grid, side = up.groupby(["row", "column"], as_index=False)[name].sum(), 2 * side
+            told = grid[grid[name] >= homes.k]
+            if store[name] != store[name] or not _holds(grid[name], homes.k):
                 continue
             corners = [
-                corner
-                for square in zip(told["row"].tolist(), told["column"].tolist(), strict=True)
-                for corner in places.square_shape(*square, side_km=side_km, middle=middle)[
-                    "coordinates"
-                ][0]
+                (at.loc[store["store_id"], "longitude"], at.loc[store["store_id"], "latitude"])
             ]
+            for square in zip(told["row"].tolist(), told["column"].tolist(), strict=True):
+                shape = places.square_shape(*square, side_km=side, middle=middle)
+                corners += shape["coordinates"][0]
             hull = geometry.MultiPoint(corners).convex_hull
             found.append((store["store_id"], store["name"], share, store[name], hull))
     return pd.DataFrame(found, columns=["store_id", "name", "share", "km", "shape"])
+
+
+def _holds(counts: pd.Series[int], k: int) -> bool:
+    """Tell whether nine tenths of the customers live in squares that may be told."""
+    return bool(0 < 0.9 * counts.sum() <= counts[counts >= k].sum())
 
 
 def ratios(one_km2: float, other_km2: float, shared_km2: float) -> Overlap:

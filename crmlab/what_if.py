@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from crmlab import results, tables
+from crmlab import places, results, tables
 from crmlab.choices import Choices, kilometres
+from crmlab.coordinates import FAR_KM
 from crmlab.exponents import shares
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ class WhatIf:
     def what(self) -> str:
         """What a chart of it counts."""
         return "visits"
+
+    def __str__(self) -> str:
+        """Say the verdict."""
+        return self.verdict
 
     def to_frame(self) -> pd.DataFrame:
         """Return the table."""
@@ -112,7 +117,8 @@ def without(model: Huff, store_id: str, *, seed: int = 1) -> WhatIf:
     found, ids = model.choices, [*model.choices.stores["store_id"]]
     if store_id not in ids:
         raise tables.UsageError(
-            f"store_id is {store_id!r}; the model knows {', '.join(ids)}."
+            f"A store {store_id!r} cannot close here: the model knows {', '.join(ids)}, own stores "
+            f"at which {model.homes.k} customers or more with a place bought."
             + tables.did_you_mean(str(store_id), ids)
         )
     closed = ids.index(store_id)
@@ -195,6 +201,13 @@ def with_store(
             "store is not known. Fit it on distances for that."
         )
     _check(model, holds=model.beats_for_new_stores)
+    stores = model.homes.own[["latitude", "longitude"]].to_numpy()
+    far = places.kilometres_between(np.array([[latitude, longitude]]), stores).min()
+    if far > FAR_KM:
+        raise tables.UsageError(
+            f"The new store at latitude {latitude:g}, longitude {longitude:g} lies "
+            f"{model.numbers.km(round(far))} km from the next of ours: are both swapped?"
+        )
     rivals, notes = _competitors(model)
     new = pd.DataFrame(
         {"latitude": [latitude], "longitude": [longitude],
@@ -227,7 +240,7 @@ def opened(model: Huff, said: str, *, seed: int = 1) -> WhatIf:
     """Read "latitude, longitude, square metres" of a new store, and tell as `with_store` does."""
     try:
         given = [float(part) for part in said.split(",")]
-    except ValueError:
+    except (AttributeError, ValueError):
         given = []
     if len(given) not in (2, 3):
         raise tables.UsageError(

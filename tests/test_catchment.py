@@ -1,6 +1,9 @@
 """Rings, sectors and squares around stores: against numpy, by published distances, by attack."""
 
+import dataclasses
 import math
+import re
+import shutil
 
 import ibis
 import numpy as np
@@ -8,8 +11,19 @@ import pandas as pd
 import pytest
 from scipy.optimize import linprog
 
-from crmlab import advertising, catchment, demo, homes, places, results, sources, squares
+from crmlab import (
+    advertising,
+    catchment,
+    demo,
+    homes,
+    places,
+    reports,
+    results,
+    sources,
+    squares,
+)
 from crmlab.tables import DataError, UsageError
+from tests.conftest import ROOT
 
 AS_OF = "2025-12-31"
 RINGS = (2.0, 5.0, 10.0)
@@ -264,6 +278,82 @@ def test_a_direction_that_lacks_customers_is_found_and_others_are_not(base):
     assert wins <= 2
 
 
+def test_a_sum_of_few_is_hidden_where_its_cell_is_not(make_shop, tmp_path):
+    at = [places.towards(50, 10, 10 + n % 4 * 90, 1 + n % 3 / 10) for n in range(160)]
+    # In the north 40 customers, of whom 4 have bought lately; elsewhere all have.
+    lines = "".join(
+        f"c{n:03d},{'2022-01-05' if n % 4 == 0 and n > 12 else '2024-01-05'} 10:00,9,A\n"
+        for n in range(160)
+    )
+    make_shop(f"customer_id,purchased_at,amount,store_id\n{lines}")
+    people = "".join(f"c{n:03d},{lat},{lon}\n" for n, (lon, lat) in enumerate(at))
+    people += "".join(f"d{n},,\n" for n in range(12))
+    (tmp_path / "customers.csv").write_text(f"customer_id,latitude,longitude\n{people}")
+    (tmp_path / "stores.csv").write_text("store_id,latitude,longitude\nA,50,10\n")
+    base = homes.of_customers(sources.open_shop(tmp_path / "shop.toml"), as_of="2024-01-05")
+    area = catchment.cells(base, rings_km=(2,), sectors=4)
+    rows = area.rows.set_index("direction")
+    assert rows["customers"].tolist() == [40, 40, 40, 40, 0, 0]
+    # One more is hidden with it: else the total would tell the one.
+    assert rows["spend"].iloc[:4].isna().sum() == 2
+    assert math.isnan(rows.loc["N", "spend"])
+    where = advertising.directions(area, "A").rows.set_index("sector")
+    assert where.loc["N", ["distance_km", "bearing"]].isna().all()
+    assert where["spend"].fillna(0).sum() == rows["spend"].iloc[:4].sum()
+
+
+def test_of_one_place_with_customers_no_direction_is_advised(base):
+    area = catchment.cells(base, rings_km=(2, 4), sectors=4)
+    rows = area.rows.copy()
+    inside = rows["sector"] >= 0
+    rows.loc[inside, ["population", "state"]] = [1_000.0, "zero"]
+    rows.loc[inside, "customers"] = 0.0
+    rows.loc[inside & (rows["sector"] == 2), ["customers", "state"]] = [50.0, "value"]
+    where = advertising.directions(dataclasses.replace(area, rows=rows), "S01")
+    assert where.winner == ""
+    assert "No clear winner" in where.verdict
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", ["", "store_id", "lost", "nobody"])
+def test_a_small_shop_without_districts_gets_its_page(make_shop, tmp_path, project, extra):
+    draw = np.random.default_rng(3)
+    n = 1 if extra == "nobody" else 240
+    at = [places.towards(50, 10, draw.uniform(0, 360), draw.exponential(2)) for _ in range(n)]
+    store = "" if extra == "store_id" else ",store_id"
+    lines = "".join(
+        f"c{i:04d},2024-01-{1 + j * 9:02d} 10:00,{draw.integers(5, 30)}"
+        + (f",{'AB'[int(draw.integers(2))]}" if store else "")
+        + "\n"
+        for i in range(n)
+        for j in range(3)
+    )
+    people = "".join(
+        f"c{i:04d},{'' if extra == 'lost' else lat},{lon}\n" for i, (lon, lat) in enumerate(at)
+    )
+    shop = project / "data" / "tiny"
+    shop.mkdir()
+    (shop / "shop.toml").write_text("")
+    (shop / "transactions.csv").write_text(f"customer_id,purchased_at,amount{store}\n{lines}")
+    (shop / "customers.csv").write_text(f"customer_id,latitude,longitude\n{people}")
+    name = "<script>document.title='x'</script>"
+    (shop / "stores.csv").write_text(
+        f"store_id,name,latitude,longitude,area_m2\nA,{name},50,10,900\nB,Zwei,50.03,10.02,300\n"
+    )
+    shutil.copy(ROOT / "notebooks" / "catchment.ipynb", project / "notebooks")
+    toml = project / "reports" / "reports.toml"
+    toml.write_text('[[report]]\nid = "where"\nnotebook = "catchment"\nshop = "tiny"\n')
+    run = reports.prepare(project, reports.load(project)["where"])
+    [done] = reports.run_all([run], progress=False)
+    assert done.state == "published", done
+    text = done.page.read_text("utf-8")
+    assert "<script>document.title" not in text
+    if extra in ("", "store_id"):
+        assert "Where do our customers live?" in text
+    if extra == "":
+        assert "primary trade" in text.lower()
+
+
 BAD = {
     "no stores": (None, "c1,50,10\n", "no table stores"),
     "no customers": ("A,50,10\n", None, "no table customers"),
@@ -316,7 +406,7 @@ def test_odd_customers_give_hidden_cells_and_sentences(make_shop, tmp_path, what
     shop = small_shop(make_shop, tmp_path, "A,50,10\n", people)
     area = catchment.cells(shop, as_of="2024-01-09")
     rows, told = area.rows.set_index("direction"), area._repr_html_()
-    assert "A: " in area.verdict
+    assert re.search(r"of A,|Around A ", area.verdict)
     if what == "one customer":
         assert rows.loc["N", "customers"].isna().tolist() == [True, False, False]
         assert area.totals[["customers", "hidden"]].isna().all(axis=None)

@@ -67,7 +67,9 @@ def test_what_was_spoiled_is_found_and_nothing_else(spoiled):
     assert shown.loc[SWAPPED, "customers"] == "50"
     assert shown.loc[SWAPPED, "share"] == pytest.approx(50 / everyone)
     assert "50 swapped, fewer than 10 far from every store" in found.verdict
-    assert "A coordinate of 30 customers was (0, 0), out of range or unreadable" in found.verdict
+    assert (
+        "The coordinates of 30 customers were (0, 0), out of range or unreadable" in found.verdict
+    )
     assert "one point" not in found.verdict and "1 point of at least 10" in found.verdict
     for text in (found.verdict, found._repr_html_()):
         assert "48.62" not in text and not any(one in text for one in done[FAR])

@@ -69,7 +69,7 @@ def test_small_groups_are_hidden_with_so_many_others_that_none_can_be_found(shop
     assert (result.hidden_groups, result.hidden_customers) == (2, 10)
     assert result.hidden_spend == 100
     assert result.occupations == ("baker", "smith")
-    assert result.note == "Not shown are 2 small groups, together 10 customers."
+    assert result.note == "Not shown are 2 small groups, together about 10 customers."
     for shown in (result._repr_html_(), str(result.to_frame()), result.verdict):
         assert "pope" not in shown
         assert "tailor" not in shown

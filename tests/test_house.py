@@ -123,7 +123,7 @@ def test_the_package_stays_small():
     paths = [path for paths in modules().values() for path in paths]
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
     assert max(lines.values()) <= 450, max(lines, key=lines.get)
-    assert sum(map(lines_of_code, paths)) <= 19_500
+    assert sum(map(lines_of_code, paths)) <= 19_800
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)

@@ -457,7 +457,7 @@ def test_few_shared_customers_are_hidden_and_none_is_zero(make_shop):
     assert rows.loc[("B", "C"), "visits_share"] == pytest.approx(0.5)
     assert rows.loc[("A", "B"), ["both", "share", "share_of_other"]].isna().all()
     assert rows.loc[("A", "C"), "both"] == 0
-    assert "&lt;10" in shared._repr_html_()
+    assert '<td class="num">–</td>' in shared._repr_html_()
 
 
 def test_a_jackknife_of_means_is_the_standard_error_of_the_mean():

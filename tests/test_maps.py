@@ -106,7 +106,7 @@ def test_few_values_have_a_class_each_and_money_prints_as_money():
 
 def test_hidden_zero_and_no_data_have_signs_of_their_own_only_where_they_occur():
     signs = dict(legend(draw(layers()[0], places=[])))
-    states = ["too few to show", "none", "no data"]
+    states = ["hidden for privacy", "none", "no data"]
     assert [signs[f"shade-{s}"] for s in ("hidden", "zero", "unknown")] == states
     assert not set(dict(legend(draw(valued(10, 20))))) & {"shade-hidden", "shade-zero"}
 

@@ -145,7 +145,7 @@ def test_the_page_prints_on_a4_with_its_charts(open_page, pages):
         ) == 0, "nothing is cut"  # fmt: skip
         pdf = tab.pdf(prefer_css_page_size=True)
         sheets = len(re.findall(rb"/Type\s*/Page\b", pdf))
-        assert 2 <= sheets <= 14
+        assert 2 <= sheets <= 15
 
 
 def test_no_page_holds_a_customer(pages, published, home):

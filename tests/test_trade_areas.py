@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 
 from crmlab import homes, places, results, sources, trade_areas
 from crmlab.tables import DataError, UsageError
@@ -77,7 +78,18 @@ def test_customers_who_all_live_on_one_point_are_one_square_at_one_distance(town
     base = town(people, [store()], {"customer_id": people["customer_id"], "store_id": "S1"})
     found = trade_areas.areas(base)
     assert found.shown().loc[0, ["km_50", "km_60", "km_95"]].tolist() == [2.0, 2.0, 2.0]
-    assert places.equal_area(found.hulls["shape"].iloc[0]).area == pytest.approx(1, rel=0.01)
+    [hull] = {one.wkt: one for one in found.hulls["shape"]}.values()
+    assert 1 <= places.equal_area(hull).area < 3  # the square, and the way to the store
+    assert hull.covers(shapely.Point(30.52, 50.45))
+
+
+def test_where_customers_live_thinly_hulls_are_of_larger_squares_and_hold_nine_tenths(town):
+    people = around(50.45, 30.52, *disc(9, 400, 4))  # about 1.6 customers per square km
+    base = town(people, [store()], {"customer_id": people["customer_id"], "store_id": "S1"})
+    found = trade_areas.areas(base)
+    for hull in found.hulls.itertuples():
+        inside = shapely.contains_xy(hull.shape, people["longitude"], people["latitude"])
+        assert inside.mean() >= 0.9 * hull.share
 
 
 def test_too_few_customers_of_a_store_are_hidden_and_counted(town):
