@@ -133,8 +133,8 @@ def _best(known: pd.DataFrame, name: str, n: results.Numbers) -> tuple[str, str]
         return (
             f"Advertise in the {best['sector']} of {name}: {n.number(best['reachable'])} people "
             f"there are no customers yet. If as many of them bought as of those who live as far "
-            f"away in other directions, we had {lacks} customers more ({low} to {high}); no other "
-            "direction lacks as many. Competitors may have them."
+            f"away in other directions, we would have {lacks} more customers ({low} to {high}); no "
+            "other direction lacks as many. Competitors may have them."
         ), str(best["sector"])
     return (
         f"No clear winner around {name}: the intervals of the best directions overlap, or none "
