@@ -22,11 +22,13 @@ check: .venv/installed-dev
 test-slow: .venv/installed-dev test-lowest
 	$(BIN)/pytest -m slow
 
-# What kills, fills, locks or waits for a slot (test_survival, test_schedule) asks for no version
-# that test_reports does not; what a browser sees (test_page) was computed by what others test, and
-# what a column is called (test_proposals) is read by what they read.
+# What kills, fills, locks or waits for a slot and what a run leaves (test_survival, test_schedule,
+# test_reports) ask for no version that test_main and the pages of test_clv do not; what a browser
+# sees (test_page, test_maps) was computed by what others test, and what a column is called
+# (test_proposals) is read by what they read.
+NOT_LOWEST := survival schedule reports page maps proposals
 test-lowest: .venv-lowest/installed
-	.venv-lowest/bin/pytest --ignore=tests/test_survival.py --ignore=tests/test_schedule.py --ignore=tests/test_page.py --ignore=tests/test_proposals.py -m "not slow and not airflow and not lock" -o filterwarnings=default
+	.venv-lowest/bin/pytest $(NOT_LOWEST:%=--ignore=tests/test_%.py) -m "not slow and not airflow and not lock" -o filterwarnings=default
 
 # The file of `crmlab schedule airflow`, run by Airflow 3, which no part of crmlab imports.
 test-airflow: .venv/installed-dev .venv-airflow/installed

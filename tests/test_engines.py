@@ -562,7 +562,7 @@ def test_rings_and_sectors_are_the_same_on_every_engine(pair):
         rows = places.on_sphere(people)
         found.append(catchment.count_cells(rows, stores, rings_km=(5, 10, 20), sectors=16))
     assert_same(*found)
-    assert found[0].count().to_pyarrow().as_py() > 60
+    assert found[0].count().to_pyarrow().as_py() > 40
     # At one point stand most of them; the others have no coordinate, an impossible one or (0, 0).
     located = [places.on_sphere(shop.table("customers")) for shop in pair()]
     counts = [rows.filter(rows.x.notnull()).count().to_pyarrow().as_py() for rows in located]

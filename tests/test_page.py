@@ -162,8 +162,13 @@ def test_no_page_holds_a_customer(pages, published, home):
 def test_the_page_is_light(pages):
     for page in pages:
         whole = page.read_text()
-        assert len(re.sub(r"<svg.*?</svg>", "", whole, flags=re.DOTALL)) < 80_000
-        assert len(whole) < 200_000  # with eleven pictures
+        words = re.sub(r"<svg.*?</svg>", "", whole, flags=re.DOTALL)
+        if "Leaflet" in whole:  # 160 KB of it, and 80 of the shapes on its map
+            assert len(words) < 380_000
+            assert len(whole) < 600_000
+        else:
+            assert len(words) < 80_000
+            assert len(whole) < 200_000  # with eleven pictures
 
 
 MANY_ROWS = """
