@@ -65,7 +65,7 @@ def catchment(
     ours = int(stores["own"].sum())
     return maps.draw(
         "Where do our customers live?",
-        f"A map of {n.number(ours)} shops of ours and {n.number(len(stores) - ours)} of others. "
+        f"Shops of ours: {n.number(ours)}; of others: {n.number(len(stores) - ours)}. "
         f"{one.verdict}",
         layers=layers,
         places=shops,
