@@ -20,7 +20,7 @@ DRAWS = 2_000
 
 
 @dataclass(frozen=True, eq=False)
-class Directions:
+class Directions(results.Answer):
     """The sectors around a store, ranked where it is known how many people live in them.
 
     `rows`: sector, the wind; customers; spend; new, first seen in the last `days`; distance_km and
@@ -41,14 +41,6 @@ class Directions:
     winner: str
     verdict: str
     what: str
-
-    def __str__(self) -> str:
-        """Say the verdict."""
-        return self.verdict
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return one row per sector."""
-        return self.rows.copy()
 
     def _repr_html_(self) -> str:
         n = self.numbers

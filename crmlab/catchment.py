@@ -26,7 +26,7 @@ HELPERS = {"spend": ("spenders", "largest_spend"), "points": ("holders", "larges
 
 
 @dataclass(frozen=True, eq=False)
-class Cells:
+class Cells(results.Answer):
     """The customers around each own store by ring and sector, as far as a page may tell them.
 
     `rows`: store_id, store; ring, from 0, and sector, from 0 clockwise from north; from_km, to_km,
@@ -171,14 +171,6 @@ class Cells:
                 else ""
             )
         )
-
-    def __str__(self) -> str:
-        """Say the verdict."""
-        return self.verdict
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return one row per store, ring and sector; figures of hidden cells are missing."""
-        return self.rows.copy()
 
     def _repr_html_(self) -> str:
         n, rows = self.numbers, self.rows

@@ -30,7 +30,7 @@ MISSING, SWAPPED, FAR, SHARED, COARSE = (
 
 
 @dataclass(frozen=True, eq=False)
-class Quality:
+class Quality(results.Answer):
     """How far the coordinates can be trusted.
 
     `rows`: what, customers, share of all who have bought; the exact counts, for the analyst alone.
@@ -67,10 +67,6 @@ class Quality:
         if results.few(self.customers - count, self.k):
             return f"all but fewer than {self.k}"
         return self.numbers.number(count)
-
-    def __str__(self) -> str:
-        """Say the verdict."""
-        return self.verdict
 
     def to_frame(self) -> pd.DataFrame:
         """Return what a page may show: what, customers in words, share or nan."""

@@ -25,7 +25,7 @@ LARGEST = 12  # groups in a table; the picture has all
 
 
 @dataclass(frozen=True, eq=False)
-class Radar:
+class Radar(results.Answer):
     """The customers who bought in the last `days` up to `as_of`, as far as a page may tell of them.
 
     `rows`, one per group that may be shown: occupation, sex, age_group; customers; spend per
@@ -66,10 +66,6 @@ class Radar:
         if gone := self.rows["customers"].sum() - self.drawn["customers"].sum():
             told.append(f"Of other sex, or of unknown sex or age: {n.number(gone)}.")
         return " ".join(told)
-
-    def __str__(self) -> str:
-        """Say the verdict."""
-        return self.verdict
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per group, and below them the hidden ones as one."""

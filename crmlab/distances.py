@@ -19,7 +19,7 @@ DIGITS = 1  # of a km, in what is shown
 
 
 @dataclass(frozen=True, eq=False)
-class Decay:
+class Decay(results.Answer):
     """How the share of customers who buy at a store falls with the distance; exact. See `shown`.
 
     `rows`: one per own store and band of distance: store_id, name, from_km, to_km, customers of
@@ -35,14 +35,6 @@ class Decay:
     days: int
     k: int
     numbers: results.Numbers
-
-    def __str__(self) -> str:
-        """Say the verdict."""
-        return self.verdict
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return the table."""
-        return self.rows.copy()
 
     def shown(self) -> pd.DataFrame:
         """Return what a page may show; what is not told is nan.

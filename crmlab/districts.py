@@ -74,7 +74,7 @@ class Population:
 
 
 @dataclass(frozen=True, eq=False)
-class InDistricts:
+class InDistricts(results.Answer):
     """The customers of each district; exact, for the analyst alone. `shown` is for a page.
 
     `rows` has one row per district and two more without an id: outside all districts, and without
@@ -90,14 +90,6 @@ class InDistricts:
     days: int
     k: int
     numbers: results.Numbers
-
-    def __str__(self) -> str:
-        """Say the verdict."""
-        return self.verdict
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return the table."""
-        return self.rows.copy()
 
     def shown(self) -> pd.DataFrame:
         """Return what a page may show, one row for each of `rows`; what is not told is nan.

@@ -33,7 +33,7 @@ HELD_OUT = 0.3  # share of customers on whom the exponents are proved
 
 
 @dataclass(frozen=True, eq=False)
-class Huff:
+class Huff(results.Answer):
     """Huff's model of the shop's own stores, and how it did on customers it had not seen.
 
     `rows` has the exponents of size and distance: exponent; value; standard_error, the larger of
@@ -81,14 +81,6 @@ class Huff:
         """Whether it also foretells a store left out better than these; true of two stores."""
         errors = self.proof.set_index("method")["new_store_error"]
         return self.beats and not (errors.drop(HUFF) <= errors[HUFF]).any()
-
-    def __str__(self) -> str:
-        """Say the verdict."""
-        return self.verdict
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return the exponents."""
-        return self.rows.copy()
 
     @property
     def verdict(self) -> str:

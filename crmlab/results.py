@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, SupportsFloat
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, SupportsFloat
 
 if TYPE_CHECKING:
     import ibis.expr.types as ir
@@ -123,6 +123,25 @@ class Numbers:
 
 def _finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
+
+
+class _Says(Protocol):
+    @property
+    def verdict(self) -> str: ...
+    @property
+    def rows(self) -> pd.DataFrame: ...
+
+
+class Answer:
+    """What an answer with a verdict and rows does: it says the one and gives the other."""
+
+    def __str__(self: _Says) -> str:
+        """Say the verdict."""
+        return self.verdict
+
+    def to_frame(self: _Says) -> pd.DataFrame:
+        """Return the table."""
+        return self.rows.copy()
 
 
 @dataclass(frozen=True)

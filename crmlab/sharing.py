@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Shared:
+class Shared(results.Answer):
     """Which customers the shop's own stores share.
 
     `rows`, one per pair of stores that each have at least k customers: store and other; customers
@@ -30,14 +30,6 @@ class Shared:
     k: int
     days: int
     numbers: results.Numbers
-
-    def __str__(self) -> str:
-        """Say the verdict."""
-        return self.verdict
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return the table."""
-        return self.rows.copy()
 
     @property
     def verdict(self) -> str:

@@ -18,7 +18,7 @@ MOST = 3_000  # shapes on a map
 
 
 @dataclass(frozen=True, eq=False)
-class Squares:
+class Squares(results.Answer):
     """Customers per square km, in squares of at least `k` customers.
 
     `rows`: row, column and level of the square, whose side is `side_km` times 2 to the level;
@@ -51,14 +51,6 @@ class Squares:
             f"{n.number(self.customers)} customers in {count} of {side} km and more, each of at "
             f"least {self.k} customers.{tail}"
         )
-
-    def __str__(self) -> str:
-        """Say the verdict."""
-        return self.verdict
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return one row per square."""
-        return self.rows.copy()
 
     def shapes(self) -> pd.DataFrame:
         """Return the squares, each with its GeoJSON geometry."""

@@ -25,7 +25,7 @@ WEIGHTS = ("customers", "spend", "visits")
 
 
 @dataclass(frozen=True, eq=False)
-class TradeAreas:
+class TradeAreas(results.Answer):
     """How far the customers of each own store live; exact, for the analyst. `shown` is for a page.
 
     `rows`: store_id; name; customers who bought there in the last `days` and have coordinates;
@@ -47,14 +47,6 @@ class TradeAreas:
     days: int
     k: int
     numbers: results.Numbers
-
-    def __str__(self) -> str:
-        """Say the verdict."""
-        return self.verdict
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return the table."""
-        return self.rows.copy()
 
     @property
     def hidden(self) -> int:

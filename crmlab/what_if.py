@@ -36,7 +36,7 @@ FROM_OTHERS = (
 
 
 @dataclass(frozen=True, eq=False)
-class WhatIf:
+class WhatIf(results.Answer):
     """What moves between the shop's own stores, by visits of customers whose home is known.
 
     `rows`, one per store: store, its name; visits before, as they were, and after; difference,
@@ -58,14 +58,6 @@ class WhatIf:
     def what(self) -> str:
         """What a chart of it counts."""
         return "visits"
-
-    def __str__(self) -> str:
-        """Say the verdict."""
-        return self.verdict
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return the table."""
-        return self.rows.copy()
 
     def _repr_html_(self) -> str:
         n = self.numbers
