@@ -23,6 +23,12 @@ RINGS_KM = (5.0, 10.0, 20.0)
 OUTSIDE, NOWHERE = "outside", "without coordinates"
 # Who has a part of a sum, and the most that one of them has: what tells whether it may be told.
 HELPERS = {"spend": ("spenders", "largest_spend"), "points": ("holders", "largest_points")}
+MEASURES = ("customers", "members", "spend", "points", "population", "purchasing_power",
+            "penetration")  # fmt: skip
+MONEY = ("spend", "purchasing_power")
+HEADINGS = {
+    "population": "people", "purchasing_power": "purchasing power", "penetration": "are customers"
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +67,7 @@ class Cells(results.Answer):
     @property
     def store(self) -> str:
         """The store's name, where it is one only."""
-        names = self.totals["store"].unique()
-        return str(names[0]) if len(names) == 1 else ""
+        return str(self.totals["store"].iloc[0]) if self.store_id else ""
 
     @property
     def store_id(self) -> str:
@@ -88,7 +93,7 @@ class Cells(results.Answer):
 
     @property
     def verdict(self) -> str:
-        """Say for each of up to three stores where most customers live, and what is hidden."""
+        """Say for each of up to three stores where most customers live."""
         n, told = self.numbers, []
         for store in self.totals.head(3).itertuples():
             rows = self.rows[(self.rows["store_id"] == store.store_id) & (self.rows["sector"] >= 0)]
@@ -192,21 +197,6 @@ class Cells(results.Answer):
         table = results.html_table(shown, title=title, formats=formats, headings=HEADINGS)
         said = " ".join(filter(None, (self.hidden, self.note)))
         return f"<p>{escape(self.verdict)}</p>{table}<p>{escape(said)}</p>"
-
-
-MEASURES = (
-    "customers",
-    "members",
-    "spend",
-    "points",
-    "population",
-    "purchasing_power",
-    "penetration",
-)
-MONEY = ("spend", "purchasing_power")
-HEADINGS = {
-    "population": "people", "purchasing_power": "purchasing power", "penetration": "are customers"
-}  # fmt: skip
 
 
 def cells(
