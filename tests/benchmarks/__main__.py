@@ -148,6 +148,10 @@ def catchment(folder):
         against(what, ours, statistics.median(found[peer]), peer, least=least)
     within("  unit vectors, once before", found["prepare"], "s")
     within("  customers in another cell than by haversine", found["moved"], "", 0, digits=0)
+    found = child("drawn", folder=folder, rounds=ROUNDS)
+    for name in ("with words", "without"):
+        within(f"map of 3,025 squares {name}, in Chromium", statistics.median(found[name]), "s", 1)
+        within("  its size", found[f"{name}, KB"], "KB", digits=0)
 
 
 def demo_shop(folder, customers):

@@ -620,6 +620,43 @@ def rings(customers, stores, rounds):
     return found
 
 
+def drawn(folder, rounds):
+    """Open a map of 3,025 squares in Chromium, with words for each and without."""
+    import shutil
+
+    from playwright.sync_api import sync_playwright
+
+    from crmlab import maps, places, results
+
+    found, numbers = {}, results.Numbers("en_GB", "EUR")
+    for name in ("with words", "without"):
+        shapes = [
+            maps.Shape(
+                places.square_shape(n // 55, n % 55, side_km=0.5, middle=0.0),
+                f"{n} customers" if name == "with words" else "", n // 55,
+            )
+            for n in range(55 * 55)
+        ]  # fmt: skip
+        layer = maps.Layer("n", shapes, "Customers")
+        chart = maps.draw("Where?", "Everywhere.", layers=[layer], numbers=numbers)
+        path = Path(folder, f"{name}.html")
+        path.write_text(chart.standalone(), encoding="utf-8")
+        found[f"{name}, KB"] = path.stat().st_size / 1000
+        with sync_playwright() as player:
+            browser = player.chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+            )
+            tab = browser.new_page()
+            found[name] = []
+            for _ in range(rounds):
+                tab.goto(path.as_uri())
+                frame = "new Promise(done => requestAnimationFrame(() => setTimeout(done)))"
+                tab.evaluate(frame)
+                found[name].append(tab.evaluate("performance.now() / 1000"))
+            browser.close()
+    return found
+
+
 def ledger(folder, rows, pages):
     """Fill a ledger with published runs of many pages, as a year of schedules leaves it."""
     import datetime as dt
