@@ -203,7 +203,7 @@ def _missing(told: pd.DataFrame, one: Cells, seed: int) -> dict[str, Array]:
     at = (told["ring"].to_numpy(), told["sector"].to_numpy())
     people[at], count[at] = told["population"].fillna(0), told["customers"]
     count[people < 1], people[people < 1] = 0, 0  # beyond the districts nothing is compared
-    drawn = np.random.default_rng(seed).poisson(count, (DRAWS, *count.shape))
+    drawn = np.random.default_rng(tables.check_seed(seed)).poisson(count, (DRAWS, *count.shape))
 
     def missing(counts: Array) -> Array:
         rings = counts.sum(axis=-1, keepdims=True) / people.sum(axis=1, keepdims=True).clip(1)

@@ -144,8 +144,8 @@ class Cells(results.Answer):
             near = self.rows[(self.rows["sector"] >= 0) & (self.rows["to_km"] <= radius)]
             if (near["state"] == "hidden").any() or len(self.totals) > 1:
                 continue
-            label = f"Customers within {self.numbers.km(radius)} km"
-            told.append(results.Kpi(label, near["customers"].sum(), "count", "up", self.store))
+            label = f"Customers within {self.numbers.km(radius)} km of {self.store}"
+            told.append(results.Kpi(label, near["customers"].sum(), "count", "up"))
         return told
 
     def shapes(self) -> pd.DataFrame:

@@ -204,7 +204,7 @@ def _arrays(
     rows = homes.shop.landed(rows, "choosers")
     who = rows.drop("customer_id").to_pyarrow()
     # In the order of the ids first, so that the same seed gives the same lot.
-    place = np.random.default_rng(seed).permutation(len(who))
+    place = np.random.default_rng(tables.check_seed(seed)).permutation(len(who))
     at = np.empty((len(who), 3))
     at[place[who["nth"].to_numpy()]] = np.column_stack([who[axis].to_numpy() for axis in "xyz"])
 

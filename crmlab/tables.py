@@ -435,6 +435,13 @@ def day(value: str | dt.date, *, name: str = "as_of") -> dt.date:
     return found
 
 
+def check_seed(seed: int) -> int:
+    """Return a seed of chance, or raise `UsageError`."""
+    if type(seed) is not int or seed < 0:
+        raise UsageError(f"seed is {seed!r}; it must be a whole number of 0 or more.")
+    return seed
+
+
 def check_range(name: str, value: float, low: float, high: float) -> None:
     """Raise `UsageError` for what is no number, or out of range."""
     if value is None or isinstance(value, (str, bool)) or not low <= value <= high:

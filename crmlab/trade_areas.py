@@ -155,10 +155,11 @@ def areas(
     ------
     DataError where receipts name no store; UsageError for arguments out of range
     """
-    shares = tuple(shares)
-    if not shares or not all(0 < one < 1 for one in shares) or len({*shares}) < len(shares):
+    given, shares = shares, tuple(shares) if isinstance(shares, Sequence) else ()
+    numbers = all(isinstance(one, float) and 0 < one < 1 for one in shares)
+    if not shares or not numbers or len({*shares}) < len(shares):
         raise tables.UsageError(
-            f"shares is {shares!r}; it must be different shares between 0 and 1."
+            f"shares is {given!r}; it must be different shares between 0 and 1."
         )
     if weight not in WEIGHTS:
         raise tables.UsageError(

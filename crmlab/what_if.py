@@ -330,7 +330,7 @@ def _with_interval(
     """
     import numpy as np
 
-    rng, error = np.random.default_rng(seed), model.new_store_error
+    rng, error = np.random.default_rng(tables.check_seed(seed)), model.new_store_error
     found = model.choices
     few = slice(max(2_000, FOR_INTERVALS // found.number))
     point, of_few = moved(slice(None), model.exponents), moved(few, model.exponents)

@@ -21,6 +21,7 @@ from crmlab import (
     results,
     sources,
     squares,
+    trade_areas,
 )
 from crmlab.tables import DataError, UsageError
 from tests.conftest import ROOT
@@ -444,6 +445,12 @@ def test_parameters_that_cannot_be_are_named(base):
                   {"method": "flat"}):  # fmt: skip
         with pytest.raises(UsageError, match=next(iter(wrong))):
             catchment.cells(base, **wrong)
+    for wrong in (-1, 1.5, "x"):
+        with pytest.raises(UsageError, match="seed is"):
+            advertising.directions(catchment.cells(base, rings_km=RINGS), "S01", seed=wrong)
+    for wrong in (None, ("a",), (0.6, 0.6), 0.6):
+        with pytest.raises(UsageError, match="shares is"):
+            trade_areas.areas(base, shares=wrong)
     with pytest.raises(UsageError, match="no own store 'S99'"):
         catchment.cells(base).of("S99")
     with pytest.raises(UsageError, match="side_km"):
